@@ -1,0 +1,21 @@
+"""Errors that a user can cause; each message is one line that names the thing and the remedy."""
+
+
+class UserError(ValueError):
+    """Shown by the commands as one line on stderr, with exit code 2 and no traceback."""
+
+
+class ConfigError(UserError):
+    """A config file, a key or a value in it."""
+
+
+class WeightsError(UserError):
+    """Weights that are missing, unreadable or of another shape."""
+
+
+class VideoError(UserError):
+    """A video file that cannot be used; `path` is the file."""
+
+    def __init__(self, path, problem: str):
+        super().__init__(f"{path}: {problem}")
+        self.path = path
