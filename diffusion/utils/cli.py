@@ -1,0 +1,57 @@
+"""What every command does the same way: parse, call, and turn a user's mistake into one line."""
+
+import argparse
+import errno
+import logging
+import sys
+from collections.abc import Callable
+
+import torch
+
+from diffusion.utils.errors import UserError
+
+USER_ERROR = 2  # exit code of everything that the user can mend
+INTERRUPTED = 130  # what shells report for Ctrl-C
+
+OUT_OF_MEMORY = (
+    "out of memory: lower --num-frames or --size, or the `window` and `chunk` settings of the config"
+)
+
+
+def run_command(
+    main: Callable[[argparse.Namespace], None],
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None = None,
+) -> None:
+    """Parse `argv`, call `main` and exit: 0, or 2 with one line on stderr for a user's mistake.
+
+    `--debug` is added to every command and shows the traceback instead.
+    """
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        main(args)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        line = one_line(error)
+        if args.debug or line is None:
+            raise
+        sys.stderr.write(f"{parser.prog}: error: {line}\n")
+        sys.exit(USER_ERROR)
+
+
+def one_line(error: Exception) -> str | None:
+    """What a user should read about `error`; None if it is a defect of ours."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    ):
+        return OUT_OF_MEMORY
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename or 'disk'}: no space left; free some or choose another folder"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return None
