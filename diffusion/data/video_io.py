@@ -1,0 +1,77 @@
+"""Videos in and out: the reader, the writer, and whole clips as one array or tensor."""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from diffusion.data.transforms import to_float
+from diffusion.data.video_reader import VideoInfo, VideoReader
+from diffusion.utils.errors import VideoError
+
+__all__ = ["Clip", "VideoInfo", "VideoReader", "read_frames", "read_video"]
+
+MAX_CLIP_BYTES = 8 * 2**30  # of uint8 frames held at once
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A piece of a video.
+
+    video: (C, F, H, W) float32 RGB in [-1, 1].
+    fps: frames per second of `video`, after frame_stride.
+    """
+
+    video: Tensor
+    fps: float
+
+
+def read_frames(
+    path: str | os.PathLike[str],
+    *,
+    start: int = 0,
+    num_frames: int | None = None,
+    frame_stride: int = 1,
+    fps: float | None = None,
+) -> np.ndarray:
+    """(F, H, W, 3) uint8 RGB; the arguments are those of `VideoReader.frames`."""
+    return _read(path, start, num_frames, frame_stride, fps)[0]
+
+
+def read_video(
+    path: str | os.PathLike[str],
+    *,
+    start: int = 0,
+    num_frames: int | None = None,
+    frame_stride: int = 1,
+    fps: float | None = None,
+) -> Clip:
+    """A clip in the model's pixel range; the arguments are those of `VideoReader.frames`."""
+    frames, rate = _read(path, start, num_frames, frame_stride, fps)
+    return Clip(to_float(frames), rate)
+
+
+def _read(
+    path: str | os.PathLike[str],
+    start: int,
+    num_frames: int | None,
+    frame_stride: int,
+    fps: float | None,
+) -> tuple[np.ndarray, float]:
+    with VideoReader(path) as reader:
+        info = reader.info
+        frame_bytes = 3 * info.width * info.height
+        most = MAX_CLIP_BYTES // frame_bytes
+        too_long = (
+            f"more than {most} frames of {info.width}x{info.height} do not fit in memory; "
+            "pass fewer num_frames, or read them in pieces with VideoReader.chunks"
+        )
+        if num_frames is not None and num_frames > most:
+            raise VideoError(path, too_long)
+        frames = []
+        for frame in reader.frames(start, num_frames, frame_stride, fps):
+            if len(frames) == most:
+                raise VideoError(path, too_long)
+            frames.append(frame)
+        return np.stack(frames), (fps or info.fps) / frame_stride
