@@ -7,10 +7,12 @@ import numpy as np
 from torch import Tensor
 
 from diffusion.data.transforms import to_float
-from diffusion.data.video_reader import VideoInfo, VideoReader
+from diffusion.data.video_file import VideoInfo
+from diffusion.data.video_reader import VideoReader
+from diffusion.data.video_writer import VideoWriter
 from diffusion.utils.errors import VideoError
 
-__all__ = ["Clip", "VideoInfo", "VideoReader", "read_frames", "read_video"]
+__all__ = ["Clip", "VideoInfo", "VideoReader", "VideoWriter", "read_frames", "read_video"]
 
 MAX_CLIP_BYTES = 8 * 2**30  # of uint8 frames held at once
 
