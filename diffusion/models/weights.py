@@ -1,0 +1,181 @@
+"""Weights on disk: reading ours and the published ones, writing safetensors.
+
+Foreign files become state dicts with our names here and nowhere else; the pickle of the published
+DiT is the only one that is ever read, and only as `weights_only`.
+"""
+
+import pickle
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from diffusion.utils.errors import WeightsError
+
+StateDict = dict[str, Tensor]
+
+CHECKPOINT_SUFFIXES = (".pth", ".pt")
+# The weights of a diffusers model folder, such as Stable Video Diffusion's `vae`, best first.
+FOLDER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+# Position tables that training code stored in checkpoints; ours are computed.
+POSITION_KEYS = ("pos_embed", "base_model.pos_embed", "model.pos_embed")
+NAMES_SHOWN = 3
+
+
+def load_weights(module: nn.Module, path: str | Path, *, use_ema: bool = False) -> None:
+    """Fill `module` from a file or folder (see `read_state_dict`); the names must match exactly.
+
+    Floating-point values are cast to the module's dtype. A module whose weights do not fit is left
+    as it was.
+    """
+    state = read_state_dict(path, use_ema=use_ema)
+    check_fits(module, state, path)
+    module.load_state_dict(state)
+
+
+def read_state_dict(path: str | Path, *, use_ema: bool = False) -> StateDict:
+    """The tensors of a file, on the CPU, under our names.
+
+    path: a safetensors file, the published DiT (`.pth`), or a local diffusers model folder.
+    use_ema: the averaged weights of a `.pth`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _file_in_folder(path)
+    if not path.exists():
+        raise WeightsError(f"{path}: no such weights file; {_remedy(path)}")
+    if path.suffix in CHECKPOINT_SUFFIXES:
+        return adapt_dit_state_dict(_read_checkpoint(path, use_ema))
+    if use_ema:
+        raise WeightsError(f"{path}: only a .pth checkpoint can hold averaged (EMA) weights")
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(_unreadable(path, "safetensors file", error)) from error
+
+
+def adapt_dit_state_dict(state: Mapping[str, Tensor]) -> StateDict:
+    """A published DiT's state dict -> ours: the same names, without the position tables."""
+    return {key: value for key, value in state.items() if key not in POSITION_KEYS}
+
+
+def check_fits(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Refuse a state dict that is not exactly the module's; `source` is named in the error."""
+    own = module.state_dict()
+    # Batch norms count their training batches for nobody, and older files lack the counters.
+    needed = [key for key in own if not key.endswith(".num_batches_tracked")]
+    missing = [key for key in needed if key not in state]
+    unexpected = [key for key in state if key not in own]
+    kind = type(module).__name__
+    if missing or unexpected:
+        problems = [
+            f"{len(keys)} {label} ({_first(keys)})"
+            for label, keys in (("missing", missing), ("unexpected", unexpected))
+            if keys
+        ]
+        raise WeightsError(
+            f"{source}: not the weights of this {kind}: {' and '.join(problems)}; "
+            "check that the file and the config belong together"
+        )
+    wrong = [key for key in state if state[key].shape != own[key].shape]
+    if wrong:
+        others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise WeightsError(
+            f"{source}: {wrong[0]} is {_shape(state[wrong[0]])} but this {kind} needs "
+            f"{_shape(own[wrong[0]])}{others}; check that the file and the config belong together"
+        )
+
+
+def save_weights(
+    weights: nn.Module | Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]
+) -> None:
+    """Write safetensors, with `metadata` in the header; the final name never holds half a file."""
+    path = Path(path)
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch()
+        mode = partial.stat().st_mode
+        safetensors.torch.save_file(state, partial, metadata=dict(metadata))
+        partial.chmod(mode)  # safetensors makes files that only their owner can read
+        partial.replace(path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: cannot be written ({error})") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The metadata in a safetensors header; the tensors are not read."""
+    path = Path(path)
+    if not path.exists():
+        raise WeightsError(f"{path}: no such weights file; {_remedy(path)}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(_unreadable(path, "safetensors file", error)) from error
+
+
+def _file_in_folder(folder: Path) -> Path:
+    for name in FOLDER_FILES:
+        if (folder / name).exists():
+            return folder / name
+    raise WeightsError(f"{folder}: holds no {' or '.join(FOLDER_FILES)}; {_remedy(folder)}")
+
+
+def _read_checkpoint(path: Path, use_ema: bool) -> StateDict:
+    """The state dict in a training checkpoint, or a bare one."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and refused:
+            raise WeightsError(
+                f"{path}: holds a Python object ({refused[1]}) beside tensors and was refused, "
+                "because loading it could run code; ask its author for safetensors"
+            ) from error
+        raise WeightsError(_unreadable(path, "PyTorch checkpoint", error)) from error
+
+    name = "state_dict_ema" if use_ema else "state_dict"
+    if isinstance(checkpoint, dict) and (name in checkpoint or use_ema):
+        if name not in checkpoint:
+            raise WeightsError(f"{path}: holds no averaged weights ({name}); leave EMA off")
+        checkpoint = checkpoint[name]
+    if not isinstance(checkpoint, dict):
+        raise WeightsError(f"{path}: holds a {type(checkpoint).__name__}, not a state dict")
+    others = [key for key, value in checkpoint.items() if not isinstance(value, Tensor)]
+    if others:
+        raise WeightsError(f"{path}: holds no state dict; not tensors: {_first(others)}")
+    return dict(checkpoint)
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> str:
+    reason = " ".join(f"{type(error).__name__}: {error}".split()).split(". ")[0].rstrip(":")
+    return f"{path}: not a readable {kind} ({reason}); it may be cut short, so fetch it again"
+
+
+def _remedy(path: Path) -> str:
+    # pretrained/compact is part of the repository; nothing downloads it.
+    if "pretrained" in path.absolute().parts and "compact" not in path.parts:
+        return "run `bash pretrained/download.sh` to fetch the published weights"
+    return "check the path"
+
+
+def _first(keys: list[str]) -> str:
+    shown = ", ".join(map(str, keys[:NAMES_SHOWN]))
+    return f"{shown}, ..." if len(keys) > NAMES_SHOWN else shown
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))

@@ -1,0 +1,37 @@
+"""Convert a published DiT checkpoint (.pth) to safetensors, under the names of this codebase."""
+
+import argparse
+import logging
+from pathlib import Path
+
+from diffusion.models.weights import read_state_dict, save_weights
+from diffusion.utils.cli import run_command
+from diffusion.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("input", type=Path, metavar="IN.pth", help="the published checkpoint")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT.safetensors", help="file to write"
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="take the averaged weights (state_dict_ema)"
+    )
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.output.suffix != ".safetensors":
+        raise UserError(f"{args.output}: the output must end in .safetensors")
+    state = read_state_dict(args.input, use_ema=args.ema)
+    metadata = {"converted_from": args.input.name, "ema": str(args.ema).lower()}
+    save_weights(state, args.output, metadata)
+    parameters = sum(value.numel() for value in state.values())
+    logger.info("%s: %d tensors, %.1f M values", args.output, len(state), parameters / 1e6)
+
+
+if __name__ == "__main__":
+    run_command(main, build_parser())
