@@ -1,0 +1,155 @@
+"""Self-attention within the cells of a grid: contiguous blocks of frames, rows and columns.
+
+One mechanism gives full 3D attention (one cell), spatial windows, temporal chunks, and the
+factorised 2+1D attention (every frame alone, then every position alone).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from diffusion.utils.errors import ConfigError, UserError
+
+Size = tuple[int, int, int]
+"""(F, H, W) of a clip: frames, rows, columns."""
+
+ALL: Final = -1
+"""As many cells as there are tokens on the axis, whatever the size of the clip."""
+
+
+class Grid(NamedTuple):
+    """Cells along time, and along each of rows and columns; Grid() is full 3D attention."""
+
+    time: int = 1
+    space: int = 1
+
+    def cells(self, size: Size) -> Size:
+        """Cells along (F, H, W) of a clip of this size; refuses what does not divide."""
+        frames, height, width = size
+        return (
+            _cells_on_axis("frames", frames, self.time),
+            _cells_on_axis("rows", height, self.space),
+            _cells_on_axis("columns", width, self.space),
+        )
+
+    def of_single_frames(self) -> "Grid":
+        """The same cells in space, every frame alone: a clip taken as unrelated images."""
+        return self._replace(time=ALL)
+
+
+NAMED_GRIDS: Final = {"spatial": Grid(time=ALL), "temporal": Grid(space=ALL)}
+
+
+def parse_grid(entry: str | Sequence[int] | None) -> Grid:
+    """A block's entry in a config -> Grid.
+
+    None is full 3D attention, [t, s] cuts time in t and both rows and columns in s, "spatial" is
+    every frame alone and "temporal" every position alone over all frames.
+    """
+    if entry is None:
+        return Grid()
+    if isinstance(entry, str):
+        if entry not in NAMED_GRIDS:
+            raise ConfigError(f"grid {entry!r} is not one of {sorted(NAMED_GRIDS)}, [t, s] or None")
+        return NAMED_GRIDS[entry]
+    counts = list(entry)
+    if len(counts) != 2 or not all(isinstance(n, int) and (n >= 1 or n == ALL) for n in counts):
+        raise ConfigError(f"grid {entry!r} must be [t, s], two cell counts of at least 1")
+    return Grid(*counts)
+
+
+def split_grid(x: Tensor, grid: Grid) -> Tensor:
+    """(B, F, H, W, D) -> (B * cells, F*H*W / cells, D).
+
+    The batch runs over video, temporal chunk, row chunk, column chunk; merge_grid is the inverse.
+    """
+    t, r, c = grid.cells(tuple(x.shape[1:4]))
+    return rearrange(x, "b (t f) (r h) (c w) d -> (b t r c) (f h w) d", t=t, r=r, c=c)
+
+
+def merge_grid(x: Tensor, grid: Grid, size: Size) -> Tensor:
+    """(B * cells, F*H*W / cells, D) -> (B, F, H, W, D), where size is (F, H, W)."""
+    t, r, c = grid.cells(size)
+    frames, height, width = size
+    return rearrange(
+        x,
+        "(b t r c) (f h w) d -> b (t f) (r h) (c w) d",
+        **dict(t=t, r=r, c=c, f=frames // t, h=height // r, w=width // c),
+    )
+
+
+class GridAttention(nn.Module):
+    """Multi-head self-attention of every cell by itself.
+
+    `fp32_attention` computes queries times keys in float32 whatever the dtype of the weights and
+    under autocast too: slower, and how the published weights were trained.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        backend: str = "sdpa",
+        fp32_attention: bool = False,
+    ) -> None:
+        super().__init__()
+        if hidden_size % num_heads:
+            raise ConfigError(f"hidden size {hidden_size} does not divide into {num_heads} heads")
+        self.num_heads = num_heads
+        self.fp32_attention = fp32_attention
+        self.attend = _attention_backend(backend)
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        """(B, F, H, W, D) -> (B, F, H, W, D)."""
+        qkv = split_grid(self.qkv(x), grid)  # (B * cells, N, 3 * D)
+        q, k, v = rearrange(qkv, "b n (three i d) -> three b i n d", three=3, i=self.num_heads)
+        if self.fp32_attention:
+            # autocast would turn float32 operands of SDPA back into half precision
+            with torch.autocast(x.device.type, enabled=False):
+                out = self.attend(q.float(), k.float(), v.float()).to(v.dtype)
+        else:
+            out = self.attend(q, k, v)
+        out = merge_grid(rearrange(out, "b i n d -> b n (i d)"), grid, tuple(x.shape[1:4]))
+        return self.proj(out)
+
+
+def _cells_on_axis(axis: str, length: int, cells: int) -> int:
+    if cells == ALL:
+        return length
+    if length % cells:
+        raise UserError(
+            f"{length} {axis} of tokens do not divide into {cells} cells of attention; "
+            f"pad to a multiple of {cells}"
+        )
+    return cells
+
+
+def _attention_backend(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """-> a function of q, k, v, each (B, heads, N, d), that returns (B, heads, N, d)."""
+    if name == "sdpa":
+        return functional.scaled_dot_product_attention
+    if name == "xformers":
+        return _xformers_backend()
+    raise ConfigError(f"attention {name!r} is not one of 'sdpa', 'xformers'")
+
+
+def _xformers_backend() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    try:
+        from xformers.ops import memory_efficient_attention
+    except ImportError as error:
+        raise ConfigError(
+            "attention 'xformers' needs a package: pip install xformers; or choose 'sdpa'"
+        ) from error
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (rearrange(x, "b i n d -> b n i d") for x in (q, k, v))  # xformers' layout
+        return rearrange(memory_efficient_attention(q, k, v), "b n i d -> b i n d")
+
+    return attend
