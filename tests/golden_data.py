@@ -1,9 +1,10 @@
 """Access to the golden files: inputs and outputs of the published implementation.
 
-Their frames travel flattened, (b*F, C, H, W); `to_video` and `to_frames` convert here, and only here.
+Their frames travel flattened, (b*F, C, H, W); they are converted here, and only here.
 """
 
 import json
+import math
 from functools import cache
 from pathlib import Path
 
@@ -63,3 +64,23 @@ def split_inputs(frames: Tensor, num_frames: int, latent_channels: int = 4) -> t
     """Model input (B*F, C, H, W) -> noisy latents and condition, (B, C, F, H, W) each."""
     channels = [latent_channels, frames.shape[1] - latent_channels]
     return torch.split(to_video(frames, num_frames), channels, dim=1)
+
+
+def published_frequencies() -> Tensor:
+    """(128,): the timestep frequencies in float32 as the machine of the golden files had them.
+
+    exp differs by one unit in the last place between CPUs. Times a timestep of 999 that is 6e-5 of
+    a radian, more than the errors which the DiT cases must resolve, so those cases use these.
+    """
+    _, t = load("timestep_embed")
+    times, want = t["t"][:, None], t["freq"]
+    index = torch.arange(128, dtype=torch.float32)
+    nominal = torch.exp(-math.log(10000) * index / 128)
+    # candidates a few units in the last place away: steps in the integer view of a positive float
+    steps = torch.arange(-6, 7, dtype=torch.int32)[:, None, None]
+    candidates = (nominal.view(torch.int32) + steps).view(torch.float32)  # (13, 1, 128)
+    angles = times * candidates
+    errors = (torch.cat([angles.cos(), angles.sin()], dim=-1) - want).abs()  # (13, 9, 256)
+    worst = rearrange(errors, "u t (two i) -> u i (t two)", two=2).amax(-1)
+    best = worst.argmin(0)
+    return candidates[best, 0, torch.arange(128)]

@@ -1,0 +1,205 @@
+"""The Gaussian diffusion process: its schedule, its conversions and its training loss.
+
+Equation numbers: DDPM is Ho et al. 2020, IDDPM is Nichol & Dhariwal 2021, v-prediction is Salimans
+& Ho 2022. The process knows neither the network nor the sampler.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffusion.utils.errors import ConfigError
+
+PREDICTION_TYPES: Final = ("epsilon", "v_prediction", "sample")
+
+
+class LossTerms(NamedTuple):
+    """Per video, (B,) each; `loss` is what training minimises the mean of."""
+
+    loss: Tensor
+    mse: Tensor
+    vb: Tensor | None  # in bits per latent value; None without a learned variance
+
+
+def linear_betas(num_steps: int) -> Tensor:
+    """DDPM section 4, in the length of 1000 steps: (num_steps,) float64."""
+    scale = 1000 / num_steps
+    return torch.linspace(scale * 1e-4, scale * 0.02, num_steps, dtype=torch.float64)
+
+
+BETA_SCHEDULES: Final[dict[str, Callable[[int], Tensor]]] = {"linear": linear_betas}
+
+
+class GaussianDiffusion:
+    """x_t = alpha_t * x0 + sigma_t * noise, with alpha_t^2 + sigma_t^2 = 1.
+
+    Everywhere x0, x_t and noise are (B, C, F, H, W), and t is (B,), or (B, F) where frames have
+    times of their own. With `learned_variance` a prediction has 2 * C channels, the variance last.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_train_timesteps: int = 1000,
+        beta_schedule: str = "linear",
+        prediction_type: str = "epsilon",
+        learned_variance: bool = False,
+    ) -> None:
+        _require("beta_schedule", beta_schedule, tuple(BETA_SCHEDULES))
+        _require("prediction_type", prediction_type, PREDICTION_TYPES)
+        self.num_train_timesteps = num_train_timesteps
+        self.beta_schedule = beta_schedule
+        self.prediction_type = prediction_type
+        self.learned_variance = learned_variance
+
+        self.betas = BETA_SCHEDULES[beta_schedule](num_train_timesteps)  # (T,) float64, as all here
+        self.alphas_cumprod = (1 - self.betas).cumprod(0)
+        before = torch.cat([torch.ones(1, dtype=torch.float64), self.alphas_cumprod[:-1]])
+        self.posterior_variance = self.betas * (1 - before) / (1 - self.alphas_cumprod)  # DDPM (7)
+        # the variance at t=0 is zero: its logarithm takes the value of t=1
+        self.posterior_log_variance = self.posterior_variance.clone()
+        self.posterior_log_variance[0] = self.posterior_variance[1]
+        self.posterior_log_variance.log_()
+        self.posterior_x0_weight = self.betas * before.sqrt() / (1 - self.alphas_cumprod)
+        self.posterior_x_t_weight = (
+            (1 - before) * (1 - self.betas).sqrt() / (1 - self.alphas_cumprod)
+        )
+
+    def sample_times(
+        self, count: int, device: torch.device, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """(count,) timesteps, all equally likely."""
+        return torch.randint(self.num_train_timesteps, (count,), device=device, generator=generator)
+
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at t, each (B, 1, 1 or F, 1, 1) float32. DDPM (4)."""
+        return _at(self.alphas_cumprod.sqrt(), t), _at((1 - self.alphas_cumprod).sqrt(), t)
+
+    def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """-> x_t."""
+        alpha, sigma = self.marginal(t)
+        return alpha * x0 + sigma * noise
+
+    def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network should predict."""
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "sample":
+            return x0
+        alpha, sigma = self.marginal(t)
+        return alpha * noise - sigma * x0
+
+    def predicted_x0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The network's prediction (B, C, F, H, W) -> its x0."""
+        alpha, sigma = self.marginal(t)
+        if self.prediction_type == "epsilon":
+            return (x_t - sigma * prediction) / alpha
+        if self.prediction_type == "sample":
+            return prediction
+        return alpha * x_t - sigma * prediction
+
+    def predicted_noise(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The network's prediction (B, C, F, H, W) -> its noise."""
+        alpha, sigma = self.marginal(t)
+        if self.prediction_type == "epsilon":
+            return prediction
+        if self.prediction_type == "sample":
+            return (x_t - alpha * prediction) / sigma
+        return alpha * prediction + sigma * x_t
+
+    def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of q(x_{t-1} | x_t, x0). DDPM (6), (7)."""
+        mean = _at(self.posterior_x0_weight, t) * x0 + _at(self.posterior_x_t_weight, t) * x_t
+        return mean, _at(self.posterior_log_variance, t)
+
+    def learned_log_variance(self, values: Tensor, t: Tensor) -> Tensor:
+        """The network's variance channels, -1..1 but not bounded -> log variance. IDDPM (15)."""
+        fraction = (values + 1) / 2
+        upper, lower = _at(self.betas.log(), t), _at(self.posterior_log_variance, t)
+        return fraction * upper + (1 - fraction) * lower
+
+    def training_loss(
+        self, prediction: Tensor, x0: Tensor, noise: Tensor, t: Tensor, x_t: Tensor | None = None
+    ) -> LossTerms:
+        """The simple loss, plus the variational bound where the variance is learned. IDDPM (16).
+
+        prediction: (B, C or 2 * C, F, H, W). Give x_t where the network saw one that rounding sets
+        apart from add_noise(x0, noise, t).
+        """
+        prediction, x0, noise = prediction.float(), x0.float(), noise.float()
+        x_t = self.add_noise(x0, noise, t) if x_t is None else x_t.float()
+        if not self.learned_variance:
+            mse = _video_mean((prediction - self.target(x0, noise, t)) ** 2)
+            return LossTerms(mse, mse, None)
+        prediction, values = prediction.chunk(2, dim=1)
+        mse = _video_mean((prediction - self.target(x0, noise, t)) ** 2)
+        vb = self.variational_bound(prediction.detach(), values, x0, x_t, t)
+        return LossTerms(mse + vb, mse, vb)
+
+    def variational_bound(
+        self, prediction: Tensor, values: Tensor, x0: Tensor, x_t: Tensor, t: Tensor
+    ) -> Tensor:
+        """One term of the bound, (B,), in bits per value: IDDPM (5), and (4) where t = 0.
+
+        Training detaches `prediction`, so that the bound teaches the variance only (IDDPM 3.1).
+        """
+        true_mean, true_log_variance = self.posterior(x0, x_t, t)
+        mean, _ = self.posterior(self.predicted_x0(prediction, x_t, t), x_t, t)
+        log_variance = self.learned_log_variance(values, t)
+        divergence = gaussian_kl(true_mean, true_log_variance, mean, log_variance)
+        likelihood = discretized_log_likelihood(x0, mean, log_variance)
+        bound = torch.where(_broadcast(t) == 0, -likelihood, divergence)
+        return _video_mean(bound) / math.log(2)
+
+
+def gaussian_kl(mean_p: Tensor, log_var_p: Tensor, mean_q: Tensor, log_var_q: Tensor) -> Tensor:
+    """KL(p || q) of diagonal Gaussians, per value, in nats."""
+    return 0.5 * (
+        log_var_q
+        - log_var_p
+        + (log_var_p - log_var_q).exp()
+        + (mean_p - mean_q) ** 2 * (-log_var_q).exp()
+        - 1
+    )
+
+
+def discretized_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """log p of the bin of x among 256 over [-1, 1], the outer ones open; in nats. DDPM (13).
+
+    Meant for pixels; latents take it over, and leave [-1, 1], so that the published weights' loss
+    stays comparable.
+    """
+    inverse_std = (-0.5 * log_variance).exp()
+    cdf_above = _normal_cdf((x - mean + 1 / 255) * inverse_std)
+    cdf_below = _normal_cdf((x - mean - 1 / 255) * inverse_std)
+    mass = torch.where(x > 0.999, 1 - cdf_below, cdf_above - cdf_below)
+    mass = torch.where(x < -0.999, cdf_above, mass)
+    return mass.clamp(min=1e-12).log()
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    """The tanh approximation (Page 1977) that the published loss was trained with."""
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def _broadcast(t: Tensor) -> Tensor:
+    """(B,) or (B, F) -> (B, 1, 1 or F, 1, 1)."""
+    return t.reshape(len(t), 1, -1, 1, 1)
+
+
+def _at(table: Tensor, t: Tensor) -> Tensor:
+    """Values of a float64 table at t, (B, 1, 1 or F, 1, 1) float32."""
+    return table.float().to(t.device)[_broadcast(t)]
+
+
+def _video_mean(x: Tensor) -> Tensor:
+    """(B, C, F, H, W) -> (B,)."""
+    return x.flatten(1).mean(1)
+
+
+def _require(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{option} {value!r} is not one of {', '.join(known)}")
