@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
 from diffusion.data.transforms import to_float
@@ -19,7 +20,8 @@ from diffusion.utils.errors import UserError, VideoError
 
 log = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".gif", ".jpg", ".png"}
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ def list_videos(entries: Sequence[str]) -> list[Path]:
     paths: list[Path] = []
     for entry in map(Path, entries):
         if entry.is_dir():
-            paths += sorted(p for p in entry.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES)
+            known = VIDEO_SUFFIXES | PICTURE_SUFFIXES
+            paths += sorted(p for p in entry.iterdir() if p.suffix.lower() in known)
         elif entry.suffix == ".txt" and entry.is_file():
             lines = [line.strip() for line in entry.read_text().splitlines()]
             named = [Path(line) for line in lines if line and not line.startswith("#")]
@@ -55,6 +58,18 @@ def list_videos(entries: Sequence[str]) -> list[Path]:
 def seeded(*words: int) -> np.random.Generator:
     """Randomness that is a function of (seed, rank, step, ...): a resumed run draws the same."""
     return np.random.default_rng(np.random.SeedSequence(words))
+
+
+def read_first_frames(path: Path, max_frames: int) -> np.ndarray:
+    """(F, H, W, 3) uint8 RGB of a video, or F = 1 of a still picture."""
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        try:
+            with Image.open(path) as picture:
+                return np.asarray(picture.convert("RGB"))[None]
+        except OSError as error:
+            raise VideoError(path, "is not a picture that can be read") from error
+    with VideoReader(path) as reader:
+        return next(reader.chunks(max_frames))
 
 
 class FrameCache:
@@ -87,8 +102,7 @@ class FrameCache:
         key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {max_frames}"
         target = cache_dir / (hashlib.sha256(key.encode()).hexdigest()[:24] + ".npy")
         if not target.exists():
-            with VideoReader(path) as reader:
-                frames = next(reader.chunks(max_frames))
+            frames = read_first_frames(path, max_frames)
             partial = target.with_suffix(f".{os.getpid()}.partial")
             with partial.open("wb") as file:
                 np.save(file, frames)

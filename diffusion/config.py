@@ -1,0 +1,76 @@
+"""Python config files with `_base_` inheritance. The only file that knows mmengine."""
+
+import ast
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config as _Config
+from mmengine.config import ConfigDict
+
+from diffusion.registry import check_keys
+from diffusion.utils.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Every key that may stand at the top level of a config, and what reads it.
+TOP_LEVEL = {
+    "model_id": "name written into latents files",
+    "compressor": "semantic compressor",
+    "previewer": "semantic latents -> preview video",
+    "vae": "video VAE",
+    "refiner": "diffusion transformer",
+    "noise": "noise process",
+    "cascade": "options of CascadePipeline",
+    "sampler": "sampler, its steps and options",
+    "weights": "part -> file, relative to the config's project or absolute",
+    "video_list": "training videos",
+    "data": "training data",
+    "train": "stage, optimizer and loop of tools/train.py",
+}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Read a config file; `overrides` are "key=value" with dotted keys and Python values.
+
+    Raises ConfigError for a file that is missing or does not run, for an override that cannot be
+    read, and for a key at the top level that nothing reads. (Keys further down are checked by the
+    builder, against the constructor that takes them.) A config is Python code: run only your own.
+    """
+    path = Path(path)
+    if not path.is_file() and (ROOT / path).is_file():
+        path = ROOT / path
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file; see configs/")
+    try:
+        config = _Config.fromfile(str(path), lazy_import=False)
+    except Exception as error:  # whatever the file's code raises
+        raise ConfigError(
+            f"{path}: the config does not run: {type(error).__name__}: {error}"
+        ) from error
+    config.merge_from_dict(dict(parse_override(text) for text in overrides))
+    values = ConfigDict({key: config[key] for key in config if not key.startswith("_")})
+    check_keys(values, TOP_LEVEL, f"config {path.name}")
+    return values
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """'refiner.depth=4' -> ("refiner.depth", 4); a value that is no Python literal is a string."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--cfg-options {text!r} is not of the form key=value")
+    try:
+        return key.strip(), ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key.strip(), value
+
+
+def dump_config(config: ConfigDict) -> str:
+    """The config as Python source that load_config reads back to the same values."""
+    return _Config(config).pretty_text
+
+
+def resolve(path: str | Path) -> Path:
+    """A path in a config: absolute, else relative to the working directory, else to the project."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() or path.exists() else ROOT / path

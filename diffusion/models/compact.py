@@ -1,0 +1,266 @@
+"""The networks of the embedded model: frame-wise autoencoders with a linear shortcut.
+
+Encoder and decoder are a fixed linear map of square pixel blocks (their principal components) plus
+a convolutional network that learns what the linear map misses, as in the residual autoencoding of
+DC-AE (Chen et al., 2025, arXiv:2410.10733, section 3.1) with PCA instead of channel averaging. An
+untrained network is therefore the PCA codec itself. The first layer is a pixel-unshuffle: no
+convolution runs at full resolution, which is what makes small autoencoders slow on a CPU.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from diffusion.utils.frames import map_frames
+
+
+class ConvBlock(nn.Module):
+    """Residual pair of 3x3 convolutions: the fastest arithmetic per parameter where maps are large."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return x + self.conv2(F.silu(self.conv1(x)))
+
+
+class WideBlock(nn.Module):
+    """Depthwise 7x7 and a pointwise MLP (ConvNeXt, arXiv:2201.03545): a wide view, few parameters."""
+
+    def __init__(self, channels: int, expansion: int = 4):
+        super().__init__()
+        self.spatial = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.expand = nn.Conv2d(channels, expansion * channels, 1)
+        self.reduce = nn.Conv2d(expansion * channels, channels, 1)
+        nn.init.zeros_(self.reduce.weight)
+        nn.init.zeros_(self.reduce.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return x + self.reduce(F.gelu(self.expand(self.spatial(x)), approximate="tanh"))
+
+
+BLOCKS = {"conv": ConvBlock, "wide": WideBlock}
+
+
+def stage(channels: int, depth: int, block: str) -> nn.Sequential:
+    return nn.Sequential(*[BLOCKS[block](channels) for _ in range(depth)])
+
+
+class LinearBlocks(nn.Module):
+    """Fixed linear code of `block` x `block` pixels: whitened principal components.
+
+    The buffers are `mean` (3*b*b), `basis` (components, 3*b*b) with orthonormal rows, and `std`
+    (components) of the projections, so that the code has unit variance on the fitted data.
+    """
+
+    def __init__(self, block: int, components: int):
+        super().__init__()
+        values = 3 * block * block
+        self.block = block
+        self.register_buffer("mean", torch.zeros(values))
+        self.register_buffer("basis", torch.eye(values)[:components].clone())
+        self.register_buffer("std", torch.ones(components))
+
+    @torch.no_grad()
+    def fit(self, frames: Tensor) -> None:
+        """frames: (N, 3, H, W) in [-1, 1], H and W multiples of `block`."""
+        rows = rearrange(F.pixel_unshuffle(frames, self.block), "n c h w -> (n h w) c").double()
+        self.mean.copy_(rows.mean(0))
+        variance, vectors = torch.linalg.eigh(torch.cov(rows.T))  # ascending
+        components = len(self.std)
+        self.basis.copy_(vectors.flip(1)[:, :components].T)
+        self.std.copy_(variance.flip(0)[:components].clamp_min(1e-12).sqrt())
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, components, H/b, W/b)."""
+        weight = (self.basis / self.std[:, None])[..., None, None]
+        bias = -(weight[..., 0, 0] @ self.mean)
+        return F.conv2d(F.pixel_unshuffle(frames, self.block), weight, bias)
+
+    def decode(self, code: Tensor) -> Tensor:
+        """(N, components, h, w) -> (N, 3, h*b, w*b)."""
+        weight = (self.basis * self.std[:, None]).T[..., None, None]
+        return F.pixel_shuffle(F.conv2d(code, weight, self.mean), self.block)
+
+
+class BlockEncoder(nn.Module):
+    """Pixels -> latents: linear code + convolutional residual.
+
+    `channels`, `depths` and `blocks` list the stages from fine to coarse; the first works at
+    1/`stem` of the frame's size and each further one at half the size of the one before, so the
+    spatial compression is stem * 2**(stages - 1).
+    """
+
+    def __init__(
+        self,
+        latent_channels: int,
+        stem: int,
+        channels: Sequence[int],
+        depths: Sequence[int],
+        blocks: Sequence[str],
+    ):
+        super().__init__()
+        self.stem = stem
+        self.spatial_compression = stem * 2 ** (len(channels) - 1)
+        self.linear = LinearBlocks(self.spatial_compression, latent_channels)
+        self.embed = nn.Conv2d(3 * stem * stem, channels[0], 3, padding=1)
+        self.stages = nn.ModuleList(map(stage, channels, depths, blocks))
+        self.downsample = nn.ModuleList(
+            nn.Conv2d(4 * fine, coarse, 1)
+            for fine, coarse in zip(channels[:-1], channels[1:], strict=True)
+        )
+        self.head = nn.Conv2d(channels[-1], latent_channels, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] -> (N, latent_channels, H/s, W/s)."""
+        x = self.embed(F.pixel_unshuffle(frames, self.stem))
+        x = self.stages[0](x)
+        for downsample, blocks in zip(self.downsample, self.stages[1:], strict=True):
+            x = blocks(downsample(F.pixel_unshuffle(x, 2)))
+        return self.linear.encode(frames) + self.head(x)
+
+
+class BlockDecoder(nn.Module):
+    """Latents -> pixels: the linear code's inverse + convolutional residual.
+
+    The stages run from coarse to fine; the last works at 1/`stem` of the frame's size.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int,
+        stem: int,
+        channels: Sequence[int],
+        depths: Sequence[int],
+        blocks: Sequence[str],
+    ):
+        super().__init__()
+        self.stem = stem
+        self.spatial_compression = stem * 2 ** (len(channels) - 1)
+        self.linear = LinearBlocks(self.spatial_compression, latent_channels)
+        self.embed = nn.Conv2d(latent_channels, channels[0], 3, padding=1)
+        self.stages = nn.ModuleList(map(stage, channels, depths, blocks))
+        self.upsample = nn.ModuleList(
+            nn.Conv2d(coarse, 4 * fine, 1)
+            for coarse, fine in zip(channels[:-1], channels[1:], strict=True)
+        )
+        self.head = nn.Conv2d(channels[-1], 3 * stem * stem, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(N, latent_channels, h, w) -> (N, 3, h*s, w*s), about [-1, 1], not clamped."""
+        x = self.stages[0](self.embed(latents))
+        for upsample, blocks in zip(self.upsample, self.stages[1:], strict=True):
+            x = blocks(F.pixel_shuffle(upsample(x), 2))
+        return self.linear.decode(latents) + F.pixel_shuffle(self.head(x), self.stem)
+
+
+class CompactCompressor(nn.Module):
+    """Semantic compressor of the embedded model, with SemanticCompressor's interface."""
+
+    temporal_compression = 1
+
+    def __init__(
+        self,
+        *,
+        latent_channels: int = 16,
+        stem: int = 8,
+        channels: Sequence[int] = (192, 256, 256),
+        depths: Sequence[int] = (1, 2, 2),
+        blocks: Sequence[str] = ("conv", "wide", "wide"),
+        frames_per_chunk: int = 8,
+    ):
+        super().__init__()
+        self.latent_channels = latent_channels
+        self.frames_per_chunk = frames_per_chunk
+        self.encoder = BlockEncoder(latent_channels, stem, channels, depths, blocks)
+        self.spatial_compression = self.encoder.spatial_compression
+
+    def encode(self, video: Tensor) -> Tensor:
+        """(B, 3, F, H, W) in [-1, 1] -> (B, latent_channels, F, H/s, W/s), about unit variance."""
+        return map_frames(self.encoder, video, self.frames_per_chunk)
+
+
+class CompactPreviewer(nn.Module):
+    """Decodes semantic latents to full-size pixels without diffusion ("without LDM")."""
+
+    def __init__(
+        self,
+        *,
+        latent_channels: int = 16,
+        stem: int = 8,
+        channels: Sequence[int] = (320, 256, 192),
+        depths: Sequence[int] = (3, 3, 1),
+        blocks: Sequence[str] = ("wide", "wide", "conv"),
+        frames_per_chunk: int = 8,
+    ):
+        super().__init__()
+        self.latent_channels = latent_channels
+        self.frames_per_chunk = frames_per_chunk
+        self.decoder = BlockDecoder(latent_channels, stem, channels, depths, blocks)
+        self.upscaling = self.decoder.spatial_compression
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, latent_channels, F, h, w) -> (B, 3, F, h*s, w*s) in [-1, 1]."""
+        return map_frames(self.decoder, latents, self.frames_per_chunk).clamp(-1, 1)
+
+
+class CompactVAE(nn.Module):
+    """Frame-wise f8, 4-channel autoencoder with VideoVAE's interface.
+
+    The posterior is a Gaussian of fixed width: `posterior_std` in units of the latents, which have
+    about unit variance. Training the decoder on samples makes it smooth where the diffusion model
+    will be slightly wrong.
+    """
+
+    temporal_compression = 1
+
+    def __init__(
+        self,
+        *,
+        latent_channels: int = 4,
+        stem: int = 4,
+        encoder_channels: Sequence[int] = (128, 256),
+        encoder_depths: Sequence[int] = (1, 1),
+        decoder_channels: Sequence[int] = (256, 128),
+        decoder_depths: Sequence[int] = (2, 3),
+        posterior_std: float = 0.05,
+        frames_per_chunk: int = 8,
+    ):
+        super().__init__()
+        self.latent_channels = latent_channels
+        self.posterior_std = posterior_std
+        self.frames_per_chunk = frames_per_chunk
+        conv = ("conv", "conv")
+        self.encoder = BlockEncoder(latent_channels, stem, encoder_channels, encoder_depths, conv)
+        self.decoder = BlockDecoder(latent_channels, stem, decoder_channels, decoder_depths, conv)
+        self.spatial_compression = self.encoder.spatial_compression
+
+    def encode(
+        self,
+        video: Tensor,
+        sample_posterior: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """(B, 3, F, H, W) in [-1, 1] -> (B, latent_channels, F, H/8, W/8), model-ready."""
+        mean = map_frames(self.encoder, video, self.frames_per_chunk)
+        if not sample_posterior:
+            return mean
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return mean + self.posterior_std * noise
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, latent_channels, F, h, w) -> (B, 3, F, 8h, 8w), about [-1, 1], not clamped."""
+        return map_frames(self.decoder, latents, self.frames_per_chunk)

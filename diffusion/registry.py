@@ -1,0 +1,68 @@
+"""Names in configs -> classes, and the strict builder: a key that no constructor takes is an error."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from diffusion.utils.errors import ConfigError
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """'did you mean ...' for a misspelt name, else the list of what is valid."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"valid are: {', '.join(valid)}"
+
+
+def check_keys(options: Mapping[str, Any], valid: Iterable[str], where: str) -> None:
+    """Raise a ConfigError that names the first key of `options` which is not in `valid`."""
+    valid = list(valid)
+    for key in options:
+        if key not in valid:
+            raise ConfigError(f"unknown key {key!r} in {where}; {nearest(key, valid)}")
+
+
+def keyword_parameters(target: Callable) -> dict[str, inspect.Parameter]:
+    """Named parameters of a constructor or function, without self, *args and **kwargs."""
+    parameters = inspect.signature(target).parameters.values()
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {p.name: p for p in parameters if p.kind not in variadic}
+
+
+class Registry:
+    """What a config's `type` may name, e.g. Registry("model", [VideoDiT, VideoVAE])."""
+
+    def __init__(self, kind: str, classes: Iterable[Callable]):
+        self.kind = kind
+        self.classes = {cls.__name__: cls for cls in classes}
+
+    def require(self, name: str, where: str) -> Callable:
+        if name not in self.classes:
+            raise ConfigError(
+                f"unknown {self.kind} {name!r} in {where}; {nearest(str(name), self.classes)}"
+            )
+        return self.classes[name]
+
+
+def call_with(target: Callable, options: Mapping[str, Any], where: str, **runtime) -> Any:
+    """target(**options, **runtime); `where` is the options' path in the config, for errors.
+
+    `runtime` are the arguments that configs cannot hold (modules, devices).
+    """
+    parameters = keyword_parameters(target)
+    check_keys(options, parameters.keys() - runtime.keys(), where)
+    required = {n for n, p in parameters.items() if p.default is inspect.Parameter.empty}
+    missing = sorted(required - options.keys() - runtime.keys())
+    if missing:
+        raise ConfigError(f"{where} lacks the key {missing[0]!r}")
+    return target(**options, **runtime)
+
+
+def build(registry: Registry, options: Mapping[str, Any], where: str, **runtime) -> Any:
+    """Build the class that `options["type"]` names from the other keys of `options`."""
+    if not isinstance(options, Mapping) or "type" not in options:
+        raise ConfigError(f"{where} lacks the key 'type'; {nearest('', registry.classes)}")
+    options = dict(options)
+    target = registry.require(options.pop("type"), where)
+    return call_with(target, options, where, **runtime)
