@@ -59,7 +59,8 @@ class LinearBlocks(nn.Module):
     """Fixed linear code of `block` x `block` pixels: whitened principal components.
 
     The buffers are `mean` (3*b*b), `basis` (components, 3*b*b) with orthonormal rows, and `std`
-    (components) of the projections, so that the code has unit variance on the fitted data.
+    (components) of the projections, so that the code has unit variance on the fitted data. It
+    carries most of the picture, so it is computed in float32 also under autocast.
     """
 
     def __init__(self, block: int, components: int):
@@ -82,14 +83,18 @@ class LinearBlocks(nn.Module):
 
     def encode(self, frames: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, components, H/b, W/b)."""
-        weight = (self.basis / self.std[:, None])[..., None, None]
-        bias = -(weight[..., 0, 0] @ self.mean)
-        return F.conv2d(F.pixel_unshuffle(frames, self.block), weight, bias)
+        with torch.autocast(frames.device.type, enabled=False):
+            weight = self.basis.float() / self.std.float()[:, None]
+            bias = -(weight @ self.mean.float())
+            rows = F.pixel_unshuffle(frames.float(), self.block)
+            return F.conv2d(rows, weight[..., None, None], bias)
 
     def decode(self, code: Tensor) -> Tensor:
         """(N, components, h, w) -> (N, 3, h*b, w*b)."""
-        weight = (self.basis * self.std[:, None]).T[..., None, None]
-        return F.pixel_shuffle(F.conv2d(code, weight, self.mean), self.block)
+        with torch.autocast(code.device.type, enabled=False):
+            weight = (self.basis.float() * self.std.float()[:, None]).T
+            rows = F.conv2d(code.float(), weight[..., None, None], self.mean.float())
+            return F.pixel_shuffle(rows, self.block)
 
 
 class BlockEncoder(nn.Module):
