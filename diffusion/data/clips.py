@@ -14,7 +14,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from diffusion.data.transforms import to_float
+from diffusion.data.transforms import crop_to_multiple, resize_short_edge, to_float, to_uint8
 from diffusion.data.video_io import VideoReader
 from diffusion.utils.errors import UserError, VideoError
 
@@ -30,6 +30,9 @@ class Batch:
 
     video: Tensor
     sources: list[str]
+
+    def to(self, device: str | torch.device) -> "Batch":
+        return Batch(self.video.to(device), self.sources)
 
 
 def list_videos(entries: Sequence[str]) -> list[Path]:
@@ -70,6 +73,23 @@ def read_first_frames(path: Path, max_frames: int) -> np.ndarray:
             raise VideoError(path, "is not a picture that can be read") from error
     with VideoReader(path) as reader:
         return next(reader.chunks(max_frames))
+
+
+def random_segment(
+    frames: np.ndarray, num_frames: int, short_edge: tuple[int, int], rng: np.random.Generator
+) -> np.ndarray:
+    """(F, H, W, 3) uint8 -> (num_frames, h, w, 3): consecutive frames, made smaller at random.
+
+    The short edge lies between the two given, but is never enlarged beyond the smaller of them;
+    sides are cut to multiples of 32. A clip that is too short repeats its last frame.
+    """
+    total, height, width, _ = frames.shape
+    start = int(rng.integers(max(1, total - num_frames + 1)))
+    piece = frames[np.minimum(start + np.arange(num_frames), total - 1)]
+    low, high = short_edge
+    size = int(rng.integers(low, max(low, min(high, height, width)) + 1))
+    video = crop_to_multiple(resize_short_edge(to_float(piece), size), 32)
+    return to_uint8(video)
 
 
 class FrameCache:

@@ -29,6 +29,7 @@ FORMATS = (
 # Codecs whose packets each show one frame, so that frames can be numbered without decoding. Not so:
 # VP8 (hidden packets), MPEG-4 part 2 (packed B-frames).
 ONE_FRAME_PER_PACKET = {"h264", "hevc", "av1", "libdav1d", "vp9", "mjpeg", "prores", "ffv1", "png"}
+SEEKABLE = ("mov", "matroska")  # have an index; MPEG-TS lands inside a group of pictures
 MAX_REORDER = 64  # packets; the codecs above allow 16
 
 Opened = tuple[InputContainer, VideoStream]
@@ -129,8 +130,8 @@ class VideoFile:
         point = self._seek_point(start) if start and self._numbered else None
         if point is None:
             return islice(self.decode(container, stream), start, None)
-        key_dts, pts = point
-        container.seek(key_dts, stream=stream)
+        key_pts, pts = point
+        container.seek(key_pts, stream=stream)
         frames = self.decode(container, stream)
         for frame in frames:
             if frame.pts == pts:
@@ -216,12 +217,14 @@ class VideoFile:
         )
 
     def _seek_point(self, start: int) -> tuple[int, int] | None:
-        """(decoding time of the nearest keyframe, time of frame `start`), from packet headers.
+        """(time of the nearest keyframe before, time of frame `start`), from packet headers.
 
         None where frames cannot be numbered by their packets, or where there is nothing to skip.
         """
         times, keys = [], []
         with self.open() as (container, stream):
+            if not container.format.name.startswith(SEEKABLE):
+                return None
             for packet in container.demux(stream):
                 if packet.size == 0 or packet.is_discard:
                     continue
@@ -229,17 +232,17 @@ class VideoFile:
                     return None
                 times.append(packet.pts)
                 if packet.is_keyframe:
-                    keys.append((packet.pts, packet.dts))
+                    keys.append(packet.pts)
                 if len(times) > start + MAX_REORDER:
                     break
         if len(times) <= start or len(set(times)) < len(times):
             return None
         # A first packet that is no keyframe, or is shown after others, loses frames in decoding.
-        if not keys or keys[0][0] != times[0] or times[0] != min(times):
+        if not keys or keys[0] != times[0] or times[0] != min(times):
             return None
         pts = sorted(times)[start]
-        key_pts, key_dts = max(key for key in keys if key[0] <= pts)
-        return None if key_pts == times[0] else (key_dts, pts)
+        key_pts = max(key for key in keys if key <= pts)
+        return None if key_pts == times[0] else (key_pts, pts)
 
 
 def reason(error: Exception) -> str:

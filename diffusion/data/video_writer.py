@@ -49,9 +49,9 @@ class VideoWriter:
         self.size: tuple[int, int] | None = None
         self.num_frames = 0
         self._partial = self.path.with_name(f".{self.path.name[:200]}.{os.getpid()}.partial")
-        if self.path.is_dir():
-            raise self._error(IsADirectoryError("it is a folder"))
         try:
+            if self.path.is_dir():
+                raise IsADirectoryError("it is a folder")
             self._container = av.open("file:" + os.path.abspath(self._partial), "w", format="mp4")
             # FFmpeg creates the file with the first frame; a folder that refuses is known now.
             self._partial.touch()

@@ -8,6 +8,7 @@ convolution runs at full resolution, which is what makes small autoencoders slow
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from diffusion.utils.frames import map_frames
 
 
 class ConvBlock(nn.Module):
-    """Residual pair of 3x3 convolutions: the fastest arithmetic per parameter where maps are large."""
+    """Residual pair of 3x3 convolutions: fast arithmetic, for stages with large maps."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -33,7 +34,7 @@ class ConvBlock(nn.Module):
 
 
 class WideBlock(nn.Module):
-    """Depthwise 7x7 and a pointwise MLP (ConvNeXt, arXiv:2201.03545): a wide view, few parameters."""
+    """Depthwise 7x7 and pointwise MLP (ConvNeXt, arXiv:2201.03545): wide view, few parameters."""
 
     def __init__(self, channels: int, expansion: int = 4):
         super().__init__()
@@ -121,7 +122,7 @@ class BlockEncoder(nn.Module):
         self.stages = nn.ModuleList(map(stage, channels, depths, blocks))
         self.downsample = nn.ModuleList(
             nn.Conv2d(4 * fine, coarse, 1)
-            for fine, coarse in zip(channels[:-1], channels[1:], strict=True)
+            for fine, coarse in pairwise(channels)
         )
         self.head = nn.Conv2d(channels[-1], latent_channels, 1)
         nn.init.zeros_(self.head.weight)
@@ -158,7 +159,7 @@ class BlockDecoder(nn.Module):
         self.stages = nn.ModuleList(map(stage, channels, depths, blocks))
         self.upsample = nn.ModuleList(
             nn.Conv2d(coarse, 4 * fine, 1)
-            for coarse, fine in zip(channels[:-1], channels[1:], strict=True)
+            for coarse, fine in pairwise(channels)
         )
         self.head = nn.Conv2d(channels[-1], 3 * stem * stem, 3, padding=1)
         nn.init.zeros_(self.head.weight)

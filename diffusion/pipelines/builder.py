@@ -1,13 +1,21 @@
-"""Configs -> objects. Nothing below this file reads a config."""
+"""Configs and weights -> a pipeline. Nothing below this file reads a config."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from diffusion.config import dump_config, load_config, resolve
 from diffusion.models import MODELS
-from diffusion.registry import build
-from diffusion.utils.errors import ConfigError
+from diffusion.models.weights import load_weights, save_weights
+from diffusion.noise.gaussian import GaussianDiffusion
+from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.conditioning import Conditioning
+from diffusion.registry import build, call_with, check_keys
+from diffusion.utils.errors import ConfigError, WeightsError
+from diffusion.utils.progress import track
 
 PARTS = ("compressor", "previewer", "vae", "refiner")
 
@@ -17,3 +25,118 @@ def build_part(config: Mapping[str, Any], name: str) -> nn.Module:
     if name not in config:
         raise ConfigError(f"the config has no {name!r}")
     return build(MODELS, config[name], name)
+
+
+def weights_of(config: Mapping[str, Any], override: str | Path | None = None) -> dict[str, Path]:
+    """Part -> file or folder of its weights.
+
+    override: a folder (of a training or of `save_cascade`) whose <part>.safetensors replace the
+        config's, or one file, which is the refiner's.
+    """
+    given = config.get("weights", {})
+    check_keys(given, PARTS, "weights")
+    paths = {name: resolve(path) for name, path in given.items()}
+    if override is None:
+        return paths
+    override = Path(override).expanduser()
+    if override.is_file():
+        return paths | {"refiner": override}
+    if not override.is_dir():
+        raise WeightsError(f"{override}: no such file or folder of weights")
+    found = {name: override / f"{name}.safetensors" for name in PARTS}
+    found = {name: path for name, path in found.items() if path.is_file()}
+    if not found:
+        raise WeightsError(
+            f"{override}: holds none of {', '.join(f'{n}.safetensors' for n in PARTS)}"
+        )
+    return paths | found
+
+
+def load_parts(
+    config: Mapping[str, Any],
+    names: tuple[str, ...],
+    override: str | Path | None = None,
+    random: tuple[str, ...] = (),
+) -> dict[str, nn.Module]:
+    """Networks with their weights, but those in `random`, which keep random ones.
+
+    A part without a path in `weights` is an error.
+    """
+    paths = weights_of(config, override)
+    parts = {}
+    for name in track(names):
+        if name in random:
+            parts[name] = build_part(config, name)
+            continue
+        if name not in paths:
+            raise WeightsError(
+                f"the config names no weights for {name!r}; see `weights` in configs/"
+            )
+        parts[name] = build_part(config, name)
+        load_weights(parts[name], paths[name])
+    return parts
+
+
+def build_noise(config: Mapping[str, Any]) -> GaussianDiffusion:
+    return call_with(GaussianDiffusion, config.get("noise", {}), "noise")
+
+
+def build_conditioning(
+    config: Mapping[str, Any], compressor: nn.Module, vae: nn.Module
+) -> Conditioning:
+    upsampling = compressor.spatial_compression // vae.spatial_compression
+    options = config.get("conditioning", {})
+    return call_with(Conditioning, options, "conditioning", upsampling=upsampling)
+
+
+def build_cascade(
+    config: Mapping[str, Any],
+    *,
+    weights: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    random: tuple[str, ...] = (),
+) -> CascadePipeline:
+    """The pipeline that a config describes, with its weights (see `weights_of` for `weights`).
+
+    random: parts whose weights stay random, for what does not need them.
+    """
+    parts = load_parts(config, PARTS, weights, random)
+    return assemble(config, parts, device=device, dtype=dtype)
+
+
+def assemble(
+    config: Mapping[str, Any],
+    parts: Mapping[str, nn.Module],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> CascadePipeline:
+    """The pipeline around networks that are at hand already."""
+    return call_with(
+        CascadePipeline,
+        config.get("cascade", {}),
+        "cascade",
+        **parts,
+        noise=build_noise(config),
+        conditioning=build_conditioning(config, parts["compressor"], parts["vae"]),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def save_cascade(pipeline: CascadePipeline, config: Mapping[str, Any], folder: str | Path) -> None:
+    """Write config.py and <part>.safetensors, from which `load_cascade` builds the same pipeline."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in PARTS:
+        save_weights(getattr(pipeline, name), folder / f"{name}.safetensors", {"part": name})
+    (folder / "config.py").write_text(dump_config(config))
+
+
+def load_cascade(
+    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> CascadePipeline:
+    """A pipeline that `save_cascade` wrote. Its config.py is code: load only what you trust."""
+    config = load_config(Path(folder) / "config.py")
+    return build_cascade(config, weights=folder, device=device, dtype=dtype)

@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.data.clips import RandomClips
+from diffusion.data.latent_cache import RandomLatents
 from diffusion.pipelines.builder import PARTS, build_part
 from diffusion.registry import Registry, build, call_with, keyword_parameters
-from diffusion.training.stages import CompressorStage, VAEStage
+from diffusion.training.stages import CompressorStage, RefinerStage, VAEStage
 from diffusion.training.trainer import Trainer
 from diffusion.utils.errors import ConfigError
 
-STAGES = Registry("stage", [CompressorStage, VAEStage])
-DATA = Registry("data", [RandomClips])
+STAGES = Registry("stage", [CompressorStage, RefinerStage, VAEStage])
+DATA = Registry("data", [RandomClips, RandomLatents])
 
 
 def build_trainer(config: Mapping[str, Any], work_dir: Path) -> Trainer:

@@ -1,13 +1,22 @@
 """What a stage trains: each gives the trainer its networks and the loss of one batch."""
 
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from diffusion.data.clips import Batch
+from diffusion.data.latent_cache import LatentBatch
+from diffusion.noise.gaussian import GaussianDiffusion
+from diffusion.pipelines.conditioning import Conditioning
 from diffusion.training.losses import PerceptualDistance, charbonnier
+
+Batches = Callable[[int], Any]
+"""step -> Batch or LatentBatch, a function of nothing else."""
+
+FIT_BATCHES = 16  # beyond all steps, so that no step sees them again
 
 
 class Stage(Protocol):
@@ -15,10 +24,10 @@ class Stage(Protocol):
 
     parts: nn.ModuleDict
 
-    def prepare(self, batch: Batch) -> None:
+    def prepare(self, batches: Batches) -> None:
         """Called once before the first step of a run from scratch."""
 
-    def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, batch: Batch | LatentBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Terms of the loss, already weighted: their sum is minimised."""
 
 
@@ -37,8 +46,8 @@ class VAEStage:
         self.perceptual = PerceptualDistance().to(memory_format=torch.channels_last)
         self.perceptual_weight, self.latent_weight = perceptual_weight, latent_weight
 
-    def prepare(self, batch: Batch) -> None:
-        fit_linear(self.parts["vae"].encoder, self.parts["vae"].decoder, batch)
+    def prepare(self, batches: Batches) -> None:
+        fit_linear(self.parts["vae"].encoder, self.parts["vae"].decoder, batches)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         vae = self.parts["vae"]
@@ -47,7 +56,12 @@ class VAEStage:
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         reconstruction = vae.decoder(mean + vae.posterior_std * noise)
         return reconstruction_loss(
-            reconstruction, frames, mean, self.perceptual, self.perceptual_weight, self.latent_weight
+            reconstruction,
+            frames,
+            mean,
+            self.perceptual,
+            self.perceptual_weight,
+            self.latent_weight,
         )
 
 
@@ -66,8 +80,8 @@ class CompressorStage:
         self.perceptual = PerceptualDistance() if perceptual_weight else None
         self.perceptual_weight, self.latent_weight = perceptual_weight, latent_weight
 
-    def prepare(self, batch: Batch) -> None:
-        fit_linear(self.parts["compressor"].encoder, self.parts["previewer"].decoder, batch)
+    def prepare(self, batches: Batches) -> None:
+        fit_linear(self.parts["compressor"].encoder, self.parts["previewer"].decoder, batches)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         frames = flat(batch.video).contiguous(memory_format=torch.channels_last)
@@ -78,9 +92,51 @@ class CompressorStage:
         )
 
 
-def fit_linear(encoder: nn.Module, decoder: nn.Module, batch: Batch) -> None:
-    """Both shortcuts get the principal components of the batch's pixel blocks."""
-    encoder.linear.fit(flat(batch.video))
+class RefinerStage:
+    """The diffusion transformer on encoded clips, with one timestep per clip.
+
+    image_share: share of the steps whose frames are treated as unrelated images (joint training).
+    position_range: the first token's frame, row and column are drawn below these, so that
+        positions which no crop reaches are known all the same.
+    """
+
+    def __init__(
+        self,
+        *,
+        refiner: nn.Module,
+        noise: GaussianDiffusion,
+        conditioning: Conditioning,
+        image_share: float = 0.1,
+        position_range: Sequence[int] = (0, 0, 0),
+    ):
+        self.parts = nn.ModuleDict({"refiner": refiner})
+        self.noise, self.conditioning = noise, conditioning
+        self.image_share, self.position_range = image_share, position_range
+
+    def prepare(self, batches: Batches) -> None:
+        """Nothing is fitted beforehand."""
+
+    def loss(self, batch: LatentBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        condition = self.conditioning.join(batch.semantic, batch.base)
+        x0 = self.conditioning.to_x0(batch.target, batch.base)  # (B, 4, F, h, w)
+        t = self.noise.sample_times(len(x0), x0.device, generator)
+        noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+        x_t = self.noise.add_noise(x0, noise, t)
+        as_images = torch.rand((), generator=generator, device=x0.device) < self.image_share
+        origin = tuple(
+            int(torch.randint(0, end + 1, (), generator=generator, device=x0.device))
+            for end in self.position_range
+        )
+        prediction = self.parts["refiner"](
+            x_t, t, condition, image_mode=bool(as_images), origin=origin
+        )
+        terms = self.noise.training_loss(prediction, x0, noise, t)
+        return {"loss_diffusion": terms.loss.mean()}
+
+
+def fit_linear(encoder: nn.Module, decoder: nn.Module, batches: Batches) -> None:
+    """Both shortcuts get the principal components of pixel blocks of some batches."""
+    encoder.linear.fit(torch.cat([flat(batches(2**32 + i).video) for i in range(FIT_BATCHES)]))
     decoder.linear.load_state_dict(encoder.linear.state_dict())
 
 

@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,10 +11,11 @@ from torch import nn
 from tqdm import tqdm
 
 from diffusion.data.clips import Batch, seeded
+from diffusion.data.latent_cache import LatentBatch
 from diffusion.models.weights import save_weights
 from diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 from diffusion.training.ema import ema_copy, update_ema
-from diffusion.training.stages import Stage
+from diffusion.training.stages import Batches, Stage
 from diffusion.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Trainer:
         self,
         *,
         stage: Stage,
-        batches: Callable[[int], Batch],
+        batches: Batches,
         work_dir: str | Path,
         max_steps: int,
         lr: float,
@@ -57,7 +57,6 @@ class Trainer:
         ema_decay: float = 0.999,
         log_interval: int = 20,
         save_interval: int = 200,
-        prepare_steps: int = 16,
         seed: int = 0,
         device: str = "cpu",
         dtype: torch.dtype = torch.bfloat16,
@@ -67,7 +66,6 @@ class Trainer:
         self.max_steps, self.lr, self.warmup_steps = max_steps, lr, warmup_steps
         self.gradient_clip, self.ema_decay = gradient_clip, ema_decay
         self.log_interval, self.save_interval = log_interval, save_interval
-        self.prepare_steps = prepare_steps
         self.seed, self.device, self.dtype = seed, device, dtype
         if optimizer not in OPTIMIZERS:
             raise UserError(f"unknown optimizer {optimizer!r}; valid are: {', '.join(OPTIMIZERS)}")
@@ -118,17 +116,15 @@ class Trainer:
             self.step = state["step"]
             log.info("continuing after step %d of %s", self.step, self.checkpoint)
             return
-        samples = [self.batches(-1 - i & 0xFFFFFFFF) for i in range(self.prepare_steps)]
-        sources = [source for batch in samples for source in batch.sources]
-        self.stage.prepare(Batch(torch.cat([batch.video for batch in samples]), sources))
+        self.stage.prepare(self.batches)
         self.ema = ema_copy(self.model)
 
-    def train_step(self, batch: Batch) -> dict[str, float]:
+    def train_step(self, batch: Batch | LatentBatch) -> dict[str, float]:
         word = int(seeded(self.seed, 0, self.step, 1).integers(2**62))
         generator = torch.Generator(self.device).manual_seed(word)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * lr_factor(self.step, self.warmup_steps, self.max_steps)
-        batch = Batch(batch.video.to(self.device), batch.sources)
+        batch = batch.to(self.device)
         with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
             terms = self.stage.loss(batch, generator)
         loss = torch.stack(list(terms.values())).sum()

@@ -1,0 +1,53 @@
+"""How the refiner is told what to restore: used alike by training and by sampling."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+
+class Conditioning:
+    """Joins the refiner's condition, and says what its x0 is.
+
+    Shapes: semantic latents (B, C, F, h, w); VAE latents, x0 and base (B, 4, F, up*h, up*w).
+
+    scale: factor on the upsampled latents (the published model has the VAE's 0.13025).
+    residual_std: per VAE channel. When given, the refiner also sees `base`, the VAE latents of the
+        preview, and restores what base lacks, in units of these standard deviations: predict and
+        refine (Whang et al. 2022, arXiv:2112.02475). None: x0 are the VAE latents themselves.
+    """
+
+    def __init__(
+        self, *, upsampling: int, scale: float = 1.0, residual_std: Sequence[float] | None = None
+    ):
+        self.upsampling = upsampling
+        self.scale = scale
+        self.residual_std = None if residual_std is None else torch.tensor(residual_std)
+
+    @property
+    def uses_base(self) -> bool:
+        return self.residual_std is not None
+
+    def join(self, semantic: Tensor, base: Tensor | None) -> Tensor:
+        """-> (B, C or C + 4, F, up*h, up*w), what stands beside the noise."""
+        upsampled = upsample(semantic, self.upsampling) * self.scale
+        return torch.cat([upsampled, base], dim=1) if self.uses_base else upsampled
+
+    def to_x0(self, vae_latents: Tensor, base: Tensor | None) -> Tensor:
+        return (vae_latents - base) / self._std(base) if self.uses_base else vae_latents
+
+    def from_x0(self, x0: Tensor, base: Tensor | None) -> Tensor:
+        """The inverse of `to_x0`: -> VAE latents."""
+        return x0 * self._std(base) + base if self.uses_base else x0
+
+    def _std(self, like: Tensor) -> Tensor:
+        return self.residual_std.to(like).view(1, -1, 1, 1, 1)
+
+
+def upsample(latents: Tensor, factor: int) -> Tensor:
+    """(B, C, F, h, w) -> (B, C, F, factor * h, factor * w), bilinear, frame by frame."""
+    frames = rearrange(latents, "b c f h w -> (b f) c h w")
+    frames = F.interpolate(frames, scale_factor=factor, mode="bilinear", align_corners=False)
+    return rearrange(frames, "(b f) c h w -> b c f h w", b=len(latents))
