@@ -1,4 +1,4 @@
-"""Names in configs -> classes, and the strict builder: a key that no constructor takes is an error."""
+"""Names in configs -> classes, and the strict builder: a key that nothing takes is an error."""
 
 import difflib
 import inspect

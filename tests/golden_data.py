@@ -5,7 +5,7 @@ Their frames travel flattened, (b*F, C, H, W); they are converted here, and only
 
 import json
 import math
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import recipe
@@ -32,7 +32,7 @@ def load(name: str) -> tuple[dict, dict[str, Tensor]]:
     return recipe.load_case(FOLDER, name)
 
 
-@cache
+@lru_cache(maxsize=2)  # hundreds of megabytes each
 def weights(keys: str, seed: int, family: str) -> dict[str, Tensor]:
     """The deterministic state dict that an entry of `meta["weights"]` describes."""
     return recipe.make_state(recipe.load_keys(FOLDER, keys), seed, family)

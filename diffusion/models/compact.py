@@ -121,8 +121,7 @@ class BlockEncoder(nn.Module):
         self.embed = nn.Conv2d(3 * stem * stem, channels[0], 3, padding=1)
         self.stages = nn.ModuleList(map(stage, channels, depths, blocks))
         self.downsample = nn.ModuleList(
-            nn.Conv2d(4 * fine, coarse, 1)
-            for fine, coarse in pairwise(channels)
+            nn.Conv2d(4 * fine, coarse, 1) for fine, coarse in pairwise(channels)
         )
         self.head = nn.Conv2d(channels[-1], latent_channels, 1)
         nn.init.zeros_(self.head.weight)
@@ -158,8 +157,7 @@ class BlockDecoder(nn.Module):
         self.embed = nn.Conv2d(latent_channels, channels[0], 3, padding=1)
         self.stages = nn.ModuleList(map(stage, channels, depths, blocks))
         self.upsample = nn.ModuleList(
-            nn.Conv2d(coarse, 4 * fine, 1)
-            for coarse, fine in pairwise(channels)
+            nn.Conv2d(coarse, 4 * fine, 1) for coarse, fine in pairwise(channels)
         )
         self.head = nn.Conv2d(channels[-1], 3 * stem * stem, 3, padding=1)
         nn.init.zeros_(self.head.weight)

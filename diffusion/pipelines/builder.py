@@ -126,7 +126,7 @@ def assemble(
 
 
 def save_cascade(pipeline: CascadePipeline, config: Mapping[str, Any], folder: str | Path) -> None:
-    """Write config.py and <part>.safetensors, from which `load_cascade` builds the same pipeline."""
+    """Write config.py and <part>.safetensors, from which `load_cascade` builds it again."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name in PARTS:

@@ -67,7 +67,7 @@ class CascadePipeline:
         refiner.to(dtype)
 
     def encode(self, video: Tensor) -> Tensor:
-        """(B, 3, F, H, W) -> (B, C, F, h, w) float32; sides are padded by reflection to whole cells.
+        """(B, 3, F, H, W) -> (B, C, F, h, w); sides are padded by reflection to multiples of 32.
 
         Raises UserError for frames too small to be padded.
         """

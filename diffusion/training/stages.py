@@ -148,7 +148,7 @@ def reconstruction_loss(
     perceptual_weight: float,
     latent_weight: float,
 ) -> dict[str, Tensor]:
-    """Pixels, features, and half the mean square of the latents (the KL to N(0, 1) at fixed width)."""
+    """Pixels, features, and half the latents' mean square (the KL to N(0, 1) at fixed width)."""
     terms = {
         "pixels": charbonnier(reconstruction.float() - frames),
         "latents": latent_weight * 0.5 * latents.float().square().mean(),

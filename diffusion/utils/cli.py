@@ -13,9 +13,7 @@ from diffusion.utils.errors import UserError
 USER_ERROR = 2  # exit code of everything that the user can mend
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
-OUT_OF_MEMORY = (
-    "out of memory: lower --num-frames or --size, or the `window` and `chunk` settings of the config"
-)
+OUT_OF_MEMORY = "out of memory: lower --num-frames or --size, or `window` and `tile` in the config"
 
 
 def run_command(

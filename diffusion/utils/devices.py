@@ -8,7 +8,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """"auto" is CUDA if there is one, else the CPU; else what torch.device takes ("cuda:1")."""
+    """CUDA if there is one, else the CPU; or what torch.device takes, such as "cuda:1"."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -23,7 +23,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """"auto" is bf16 where the device multiplies it fast; else fp16 on CUDA, fp32 on a CPU."""
+    """bf16 where the device multiplies it fast; else fp16 on CUDA, fp32 on a CPU."""
     if name != "auto":
         if name not in DTYPES:
             raise UserError(f"--dtype {name!r} is unknown; use auto, {', '.join(DTYPES)}")
