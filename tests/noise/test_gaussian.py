@@ -1,0 +1,165 @@
+import golden_data
+import pytest
+import recipe
+import torch
+from golden_data import to_frames, to_video
+
+from diffusion.noise.gaussian import PREDICTION_TYPES, GaussianDiffusion, gaussian_kl
+from diffusion.utils.errors import ConfigError
+
+SHAPE = (6, 4, 2, 5, 3)
+TIMES = torch.tensor([0, 1, 10, 250, 700, 999])
+
+
+def draw(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """x0, noise: (B, C, F, H, W)."""
+    return torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(seed)).unbind()
+
+
+def test_schedule_matches_the_published_tables():
+    _, t = golden_data.load("schedule")
+    process = GaussianDiffusion()
+    torch.testing.assert_close(process.betas, t["betas_linear"], rtol=1e-14, atol=0)
+    for name, table in {
+        "betas": process.betas,  # differences of cumulative products in the golden file
+        "alphas_cumprod": process.alphas_cumprod,
+        "posterior_variance": process.posterior_variance,
+        "posterior_log_variance_clipped": process.posterior_log_variance,
+        "posterior_mean_coef1": process.posterior_x0_weight,
+        "posterior_mean_coef2": process.posterior_x_t_weight,
+    }.items():
+        torch.testing.assert_close(table, t[name], rtol=1e-12, atol=1e-15, msg=name)
+
+
+@pytest.mark.parametrize("name", golden_data.cases("iddpm"))
+def test_hybrid_loss_and_its_gradients_match(name):
+    meta, t = golden_data.load(name)
+    toy = recipe.ToyDenoiser(meta["toy_seed"], meta["in_channels"], requires_grad=True)
+    process = GaussianDiffusion(learned_variance=True)
+    x0, noise, times = to_video(t["x_start"], 1), to_video(t["noise"], 1), t["t"]
+    x_t = process.add_noise(x0, noise, times)
+    out = toy(torch.cat([to_frames(x_t), t["x_ref"]], dim=1), times)
+    terms = process.training_loss(to_video(out, 1), x0, noise, times)
+    mean, log_variance = process.posterior(x0, x_t, times)
+    gradients = torch.autograd.grad(terms.loss.mean(), toy.parameters(), retain_graph=True)
+    (of_bound,) = torch.autograd.grad(terms.vb.mean(), toy.w)
+    for key, value in {
+        "x_t": to_frames(x_t),
+        "posterior_mean": to_frames(mean),
+        "posterior_log_variance": to_frames(log_variance.expand_as(mean)),
+        "loss": terms.loss,
+        "mse": terms.mse,
+        "vb": terms.vb,
+        "grad_w": gradients[0],
+        "grad_b": gradients[1],
+        "grad_c": gradients[2],
+        "grad_w_of_vb_mean": of_bound,
+    }.items():
+        bound = recipe.tolerance(meta, key)
+        assert golden_data.relative_error(value, t[key]) <= bound, key
+
+
+def test_marginals_keep_the_variance():
+    alpha, sigma = GaussianDiffusion().marginal(torch.arange(1000))
+    torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(1000, 1, 1, 1, 1))
+    assert (alpha.flatten().diff() < 0).all()
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_conversions_invert_add_noise(prediction_type):
+    process = GaussianDiffusion(prediction_type=prediction_type)
+    x0, noise = draw()
+    x_t = process.add_noise(x0, noise, TIMES)
+    prediction = process.target(x0, noise, TIMES)
+    # epsilon at t=999 divides by alpha = 0.006, sample at t=0 by sigma = 0.01
+    torch.testing.assert_close(
+        process.predicted_x0(prediction, x_t, TIMES), x0, atol=2e-4, rtol=1e-4
+    )
+    torch.testing.assert_close(
+        process.predicted_noise(prediction, x_t, TIMES), noise, atol=2e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("learned_variance", [False, True])
+def test_the_loss_of_the_truth_is_zero(prediction_type, learned_variance):
+    process = GaussianDiffusion(prediction_type=prediction_type, learned_variance=learned_variance)
+    x0, noise = draw()
+    prediction = process.target(x0, noise, TIMES)
+    if learned_variance:
+        # -1 is the lower bound of the variance, that of the true posterior
+        prediction = torch.cat([prediction, -torch.ones_like(prediction)], dim=1)
+    terms = process.training_loss(prediction, x0, noise, TIMES)
+    torch.testing.assert_close(terms.mse, torch.zeros(6))
+    if learned_variance:
+        torch.testing.assert_close(terms.vb[1:], torch.zeros(5), atol=1e-5, rtol=0)
+        torch.testing.assert_close(terms.loss, terms.mse + terms.vb)
+    else:
+        assert terms.vb is None
+        assert terms.loss is terms.mse
+
+
+def test_the_bound_teaches_the_variance_only():
+    process = GaussianDiffusion(learned_variance=True)
+    x0, noise = draw()
+    prediction = torch.randn(6, 8, *SHAPE[2:], requires_grad=True)
+    (gradient,) = torch.autograd.grad(
+        process.training_loss(prediction, x0, noise, TIMES).vb.sum(), prediction
+    )
+    assert torch.equal(gradient[:, :4], torch.zeros_like(gradient[:, :4]))
+    assert (gradient[1:, 4:] != 0).any()
+
+
+def test_losses_are_per_video():
+    process = GaussianDiffusion(learned_variance=True)
+    x0, noise = draw()
+    prediction = torch.randn(6, 8, *SHAPE[2:])
+    together = process.training_loss(prediction, x0, noise, TIMES)
+    for i in range(6):
+        one = slice(i, i + 1)
+        alone = process.training_loss(prediction[one], x0[one], noise[one], TIMES[one])
+        torch.testing.assert_close(alone.loss, together.loss[one])
+
+
+def test_frames_may_have_times_of_their_own():
+    process = GaussianDiffusion()
+    x0, noise = draw()
+    times = torch.stack([TIMES, TIMES.flip(0)], dim=1)  # (B, F)
+    x_t = process.add_noise(x0, noise, times)
+    torch.testing.assert_close(x_t[:, :, :1], process.add_noise(x0, noise, TIMES)[:, :, :1])
+    torch.testing.assert_close(x_t[:, :, 1:], process.add_noise(x0, noise, TIMES.flip(0))[:, :, 1:])
+
+
+def test_half_precision_predictions_are_judged_in_float32():
+    process = GaussianDiffusion(learned_variance=True)
+    x0, noise = draw()
+    prediction = torch.randn(6, 8, *SHAPE[2:])
+    terms = process.training_loss(prediction.bfloat16(), x0, noise, TIMES)
+    assert terms.loss.dtype == torch.float32
+
+
+def test_kl_agrees_with_torch():
+    mean_p, mean_q, log_var_p, log_var_q = torch.randn(4, 50).unbind()
+    p, q = (
+        torch.distributions.Normal(mean, (0.5 * log_var).exp())
+        for mean, log_var in ((mean_p, log_var_p), (mean_q, log_var_q))
+    )
+    expected = torch.distributions.kl_divergence(p, q)
+    torch.testing.assert_close(gaussian_kl(mean_p, log_var_p, mean_q, log_var_q), expected)
+
+
+def test_times_are_drawn_from_the_generator_over_the_whole_range():
+    process = GaussianDiffusion()
+    first, again = (
+        process.sample_times(5000, torch.device("cpu"), torch.Generator().manual_seed(3))
+        for _ in range(2)
+    )
+    assert torch.equal(first, again)
+    assert first.min() < 10
+    assert first.max() in range(990, 1000)
+
+
+@pytest.mark.parametrize("option", [{"prediction_type": "eps"}, {"beta_schedule": "linaer"}])
+def test_unknown_options_are_refused(option):
+    with pytest.raises(ConfigError, match="is not one of"):
+        GaussianDiffusion(**option)
