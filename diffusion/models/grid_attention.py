@@ -108,16 +108,18 @@ class GridAttention(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """(B, F, H, W, D) -> (B, F, H, W, D)."""
-        qkv = split_grid(self.qkv(x), grid)  # (B * cells, N, 3 * D)
-        q, k, v = rearrange(qkv, "b n (three i d) -> three b i n d", three=3, i=self.num_heads)
+        cells = split_grid(x, grid)  # (B * cells, N, D), before qkv: a third of the copying
+        q, k, v = rearrange(
+            self.qkv(cells), "b n (three i d) -> three b i n d", three=3, i=self.num_heads
+        )
         if self.fp32_attention:
             # autocast would turn float32 operands of SDPA back into half precision
             with torch.autocast(x.device.type, enabled=False):
                 out = self.attend(q.float(), k.float(), v.float()).to(v.dtype)
         else:
             out = self.attend(q, k, v)
-        out = merge_grid(rearrange(out, "b i n d -> b n (i d)"), grid, tuple(x.shape[1:4]))
-        return self.proj(out)
+        out = self.proj(rearrange(out, "b i n d -> b n (i d)"))
+        return merge_grid(out, grid, tuple(x.shape[1:4]))
 
 
 def _cells_on_axis(axis: str, length: int, cells: int) -> int:
