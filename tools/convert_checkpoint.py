@@ -5,14 +5,14 @@ import logging
 from pathlib import Path
 
 from diffusion.models.weights import read_state_dict, save_weights
-from diffusion.utils.cli import run_command
+from diffusion.utils.cli import CommandParser, run_command
 from diffusion.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("input", type=Path, metavar="IN.pth", help="the published checkpoint")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT.safetensors", help="file to write"

@@ -16,7 +16,7 @@ from diffusion.data.clips import list_videos, random_segment, read_first_frames,
 from diffusion.data.latent_cache import save_shard
 from diffusion.data.transforms import to_float
 from diffusion.pipelines.builder import build_cascade
-from diffusion.utils.cli import run_command
+from diffusion.utils.cli import CommandParser, run_command
 from diffusion.utils.devices import choose_device, choose_dtype
 from diffusion.utils.errors import UserError, VideoError
 
@@ -29,7 +29,11 @@ def main(args: argparse.Namespace) -> None:
     device = choose_device(args.device)
     dtype = choose_dtype(args.dtype, device)
     pipeline = build_cascade(
-        config, weights=args.weights, device=device, dtype=dtype, random=("refiner",)
+        config,
+        weights=args.weights,
+        device=device,
+        dtype=dtype,
+        only=("compressor", "previewer", "vae"),
     )
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -56,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("config")
     parser.add_argument("--output", required=True, help="folder of the shards")
     parser.add_argument("--weights", help="folder with the autoencoders' weights")

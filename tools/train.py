@@ -7,7 +7,7 @@ import torch
 
 from diffusion.config import dump_config, load_config
 from diffusion.training.builder import build_trainer
-from diffusion.utils.cli import run_command
+from diffusion.utils.cli import CommandParser, run_command
 
 
 def main(args: argparse.Namespace) -> None:
@@ -21,7 +21,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("config", help="a file in configs/")
     parser.add_argument("--work-dir", help="default: work_dirs/<name of the config>")
     parser.add_argument("--cfg-options", nargs="*", default=[], metavar="KEY=VALUE")

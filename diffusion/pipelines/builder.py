@@ -56,18 +56,11 @@ def load_parts(
     config: Mapping[str, Any],
     names: tuple[str, ...],
     override: str | Path | None = None,
-    random: tuple[str, ...] = (),
 ) -> dict[str, nn.Module]:
-    """Networks with their weights, but those in `random`, which keep random ones.
-
-    A part without a path in `weights` is an error.
-    """
+    """Networks with their weights. A part without a path in `weights` is an error."""
     paths = weights_of(config, override)
     parts = {}
     for name in track(names):
-        if name in random:
-            parts[name] = build_part(config, name)
-            continue
         if name not in paths:
             raise WeightsError(
                 f"the config names no weights for {name!r}; see `weights` in configs/"
@@ -82,8 +75,10 @@ def build_noise(config: Mapping[str, Any]) -> GaussianDiffusion:
 
 
 def build_conditioning(
-    config: Mapping[str, Any], compressor: nn.Module, vae: nn.Module
-) -> Conditioning:
+    config: Mapping[str, Any], compressor: nn.Module | None, vae: nn.Module | None
+) -> Conditioning | None:
+    if compressor is None or vae is None:
+        return None
     upsampling = compressor.spatial_compression // vae.spatial_compression
     options = config.get("conditioning", {})
     return call_with(Conditioning, options, "conditioning", upsampling=upsampling)
@@ -95,13 +90,13 @@ def build_cascade(
     weights: str | Path | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-    random: tuple[str, ...] = (),
+    only: tuple[str, ...] = PARTS,
 ) -> CascadePipeline:
     """The pipeline that a config describes, with its weights (see `weights_of` for `weights`).
 
-    random: parts whose weights stay random, for what does not need them.
+    only: the parts that will be used; the others are not loaded.
     """
-    parts = load_parts(config, PARTS, weights, random)
+    parts = load_parts(config, only, weights)
     return assemble(config, parts, device=device, dtype=dtype)
 
 
@@ -113,6 +108,7 @@ def assemble(
     dtype: torch.dtype = torch.float32,
 ) -> CascadePipeline:
     """The pipeline around networks that are at hand already."""
+    parts = {name: parts.get(name) for name in PARTS}
     return call_with(
         CascadePipeline,
         config.get("cascade", {}),

@@ -26,8 +26,9 @@ from diffusion.utils.errors import UserError
 class CascadePipeline:
     """Encodes a video to semantic latents and restores it from them.
 
-    The four networks stay loaded. Videos are (B, 3, F, H, W) in [-1, 1] of any size and length,
-    semantic latents (B, 16, F, h, w) with h = H / 32 rounded up, VAE latents (B, 4, F, 4h, 4w).
+    Videos are (B, 3, F, H, W) in [-1, 1] of any size and length, semantic latents (B, 16, F, h, w)
+    with h = H / 32 rounded up, VAE latents (B, 4, F, 4h, 4w). The networks stay loaded; one that
+    is None cannot be used (encoding needs the compressor alone).
 
     window, window_overlap: frames that the refiner takes at a time; longer clips go through
         overlapping windows that are blended at every sampler step.
@@ -38,12 +39,12 @@ class CascadePipeline:
     def __init__(
         self,
         *,
-        compressor: nn.Module,
-        previewer: nn.Module,
-        vae: nn.Module,
-        refiner: nn.Module,
+        compressor: nn.Module | None,
+        previewer: nn.Module | None,
+        vae: nn.Module | None,
+        refiner: nn.Module | None,
         noise: GaussianDiffusion,
-        conditioning: Conditioning,
+        conditioning: Conditioning | None,
         window: int = 8,
         window_overlap: int = 4,
         tile: int | None = None,
@@ -60,11 +61,12 @@ class CascadePipeline:
         self.tile, self.tile_overlap = tile, tile_overlap
         self.published_windows = published_windows
         self.device, self.dtype = torch.device(device), dtype
-        for part in (compressor, previewer, vae, refiner):
+        for part in filter(None, (compressor, previewer, vae, refiner)):
             part.to(self.device).eval().requires_grad_(False)
         # The transformer's arithmetic is all in `dtype`; the others keep float32 weights and
         # run under autocast, because their last layers are what the eye sees.
-        refiner.to(dtype)
+        if refiner is not None:
+            refiner.to(dtype)
 
     def encode(self, video: Tensor) -> Tensor:
         """(B, 3, F, H, W) -> (B, C, F, h, w); sides are padded by reflection to multiples of 32.

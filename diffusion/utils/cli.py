@@ -5,6 +5,7 @@ import errno
 import logging
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 
@@ -14,6 +15,14 @@ USER_ERROR = 2  # exit code of everything that the user can mend
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
 OUT_OF_MEMORY = "out of memory: lower --num-frames or --size, or `window` and `tile` in the config"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"{self.prog}: error: {message}; --help lists the options\n")
+        sys.exit(USER_ERROR)
 
 
 def run_command(
