@@ -22,7 +22,7 @@ SMPTE170M = 6  # the matrix of BT.601
 
 
 class VideoWriter:
-    """An mp4 file that any player shows: H.264, yuv420p, limited range, tagged colours.
+    """An mp4 file of exactly the frames' size: H.264, limited range, tagged colours.
 
         with VideoWriter("out.mp4", fps=24) as writer:
             for chunk in chunks:  # (C, f, H, W) float in [-1, 1], or (f, H, W, 3) uint8
@@ -31,8 +31,9 @@ class VideoWriter:
     Frames go to a temporary file beside `path`, renamed at the end of the `with` block; after an
     exception it is removed and an older `path` stays as it was.
 
-    Chroma is stored for 2x2 pixels, so sides are even: an odd width or height gets one more column
-    or row, a copy of the last. `size` is the (width, height) as written.
+    Frames with even sides are written as yuv420p, which every player shows. That format stores one
+    colour for 2x2 pixels, so an odd width or height cannot be: such frames are written as yuv444p
+    (profile High 4:4:4 Predictive), which VLC and mpv show, but not every browser or device.
 
     crf: quality, 0 (lossless) to 51; 17 is visually lossless.
     """
@@ -81,8 +82,6 @@ class VideoWriter:
                 f"frames of shape {frames.shape}, {frames.dtype}: expected (F, H, W, 3) uint8 "
                 "or a float tensor (3, F, H, W)"
             )
-        _, height, width, _ = frames.shape
-        frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         try:
             for frame in frames:
                 self._encode(np.ascontiguousarray(frame))
@@ -105,14 +104,14 @@ class VideoWriter:
             raise self._error(error) from error
 
     def _encode(self, frame: np.ndarray) -> None:
-        """frame: (H, W, 3) uint8, sides even."""
+        """frame: (H, W, 3) uint8."""
         height, width, _ = frame.shape
         if self.size is None:
             self._begin(width, height)
         elif self.size != (width, height):
             raise ValueError(f"a frame of {width}x{height} after frames of {self.size}")
         picture = VideoFrame.from_ndarray(frame, format="rgb24").reformat(
-            format="yuv420p",
+            format=self._stream.pix_fmt,
             src_color_range=ColorRange.JPEG,
             dst_colorspace=self._matrix,
             dst_color_range=ColorRange.MPEG,
@@ -130,7 +129,7 @@ class VideoWriter:
         options = {"crf": str(self.crf), "preset": "medium"}
         self._stream = self._container.add_stream("libx264", rate=self.fps, options=options)
         self._stream.width, self._stream.height = width, height
-        self._stream.pix_fmt = "yuv420p"
+        self._stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
         context = self._stream.codec_context
         context.time_base = 1 / self.fps
         context.color_range = ColorRange.MPEG

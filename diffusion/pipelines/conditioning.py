@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
+
+from diffusion.utils.resize import resize_bilinear
 
 
 class Conditioning:
@@ -32,7 +32,8 @@ class Conditioning:
 
     def join(self, semantic: Tensor, base: Tensor | None) -> Tensor:
         """-> (B, C or C + 4, F, up*h, up*w), what stands beside the noise."""
-        upsampled = upsample(semantic, self.upsampling) * self.scale
+        height, width = (self.upsampling * side for side in semantic.shape[-2:])
+        upsampled = resize_bilinear(semantic, (height, width)) * self.scale
         return torch.cat([upsampled, base], dim=1) if self.uses_base else upsampled
 
     def to_x0(self, vae_latents: Tensor, base: Tensor | None) -> Tensor:
@@ -44,10 +45,3 @@ class Conditioning:
 
     def _std(self, like: Tensor) -> Tensor:
         return self.residual_std.to(like).view(1, -1, 1, 1, 1)
-
-
-def upsample(latents: Tensor, factor: int) -> Tensor:
-    """(B, C, F, h, w) -> (B, C, F, factor * h, factor * w), bilinear, frame by frame."""
-    frames = rearrange(latents, "b c f h w -> (b f) c h w")
-    frames = F.interpolate(frames, scale_factor=factor, mode="bilinear", align_corners=False)
-    return rearrange(frames, "(b f) c h w -> b c f h w", b=len(latents))
