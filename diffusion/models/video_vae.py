@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diffusion.utils.errors import UserError
 from diffusion.utils.frames import map_frames
+from diffusion.utils.progress import track
 from diffusion.utils.windows import span_starts, span_weights
 
 
@@ -106,7 +107,7 @@ class VideoVAE(nn.Module):
             latents
         )  # (spans, span length)
         video = None
-        for start, weight in zip(starts, weights, strict=True):
+        for start, weight in track(list(zip(starts, weights, strict=True))):
             span = slice(start, start + len(weight))
             decoded = self._decode_together(latents[:, :, span])
             if video is None:

@@ -16,6 +16,8 @@ from diffusers import (
 from torch import Tensor
 
 from diffusion.utils.errors import ConfigError
+from diffusion.utils.progress import track
+from diffusion.utils.progress import track
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """x_t (B, C, F, H, W), timestep (B,) -> prediction (B, C, F, H, W), without variance channels."""
@@ -67,7 +69,7 @@ def denoise(
     """
     sampler = copy.deepcopy(sampler)  # schedulers count their steps and remember predictions
     x = noise.float() * sampler.init_noise_sigma
-    for i, t in enumerate(sampler.timesteps):
+    for i, t in enumerate(track(sampler.timesteps)):
         timestep = t.to(x.device).expand(len(x))
         prediction = predict(sampler.scale_model_input(x, t), timestep)
         x = sampler.step(prediction.float(), t, x, generator=generator).prev_sample

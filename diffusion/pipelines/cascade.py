@@ -33,7 +33,8 @@ class CascadePipeline:
     window, window_overlap: frames that the refiner takes at a time; longer clips go through
         overlapping windows that are blended at every sampler step.
     tile, tile_overlap: the same for rows and columns of VAE latents; None takes whole frames.
-    published_windows: cut and overwrite as the published sampler did, seams included.
+    published: sample as the published implementation did, defects included: tiles overwrite each
+        other, windows are blended unevenly, DDIM clips, DPM-Solver++ stops short of zero noise.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class CascadePipeline:
         window_overlap: int = 4,
         tile: int | None = None,
         tile_overlap: int = 16,
-        published_windows: bool = False,
+        published: bool = False,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
@@ -59,7 +60,7 @@ class CascadePipeline:
         self.conditioning = conditioning
         self.window, self.window_overlap = window, window_overlap
         self.tile, self.tile_overlap = tile, tile_overlap
-        self.published_windows = published_windows
+        self.published = published
         self.device, self.dtype = torch.device(device), dtype
         for part in filter(None, (compressor, previewer, vae, refiner)):
             part.to(self.device).eval().requires_grad_(False)
@@ -96,7 +97,9 @@ class CascadePipeline:
         seed: int = 0,
         preview: Tensor | None = None,
     ) -> Tensor:
-        """(B, C, F, h, w) -> (B, 3, F, 32h, 32w) in [-1, 1]. Same seed and machine, same result.
+        """(B, C, F, h, w) -> (B, 3, F, 32h, 32w) in [-1, 1]: `restore`, then the VAE's decoder.
+
+        Same seed and machine, same result.
 
         preview: what `preview(latents)` gave, if it is at hand.
         """
@@ -120,22 +123,29 @@ class CascadePipeline:
         sampler: str = "euler_a",
         seed: int = 0,
         preview: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
-        """Semantic latents (B, C, F, h, w) -> VAE latents (B, 4, F, 4h, 4w), by diffusion."""
+        """Semantic latents (B, C, F, h, w) -> VAE latents (B, 4, F, 4h, 4w), by diffusion.
+
+        noise: what to start from, in place of a draw from `seed`.
+        """
         base = self.base(latents, preview)
         condition = self.conditioning.join(latents.to(self.device).float(), base)
         # Drawn on the CPU: the same seed is the same noise on every device.
         generator = torch.Generator().manual_seed(seed)
-        size = (len(latents), self.vae.latent_channels, *condition.shape[2:])
-        noise = torch.randn(size, generator=generator).to(self.device)
+        if noise is None:
+            size = (len(latents), self.vae.latent_channels, *condition.shape[2:])
+            noise = torch.randn(size, generator=generator)
         scheduler = build_sampler(
             sampler,
             num_inference_steps=steps,
             prediction_type=self.noise.prediction_type,
             num_train_timesteps=self.noise.num_train_timesteps,
             beta_schedule=self.noise.beta_schedule,
+            published=self.published,
         )
-        restored = denoise(self._denoiser(condition), scheduler, noise, generator)
+        predict = self._denoiser(condition)
+        restored = denoise(predict, scheduler, noise.to(self.device), generator)
         return self.conditioning.from_x0(restored, base)
 
     def decode_vae(self, latents: Tensor) -> Tensor:
@@ -174,8 +184,9 @@ class CascadePipeline:
 
     def _windows(self, size: tuple[int, int, int]) -> Windows:
         frames, rows, columns = size
-        tile = self.tile or max(rows, columns)
-        if self.published_windows:
+        tile, patch = self.tile or max(rows, columns), self.refiner.patch_size
+        overlap = min(self.tile_overlap, tile - patch)
+        if self.published:
             return Windows(
                 published_windows(frames, self.window),
                 published_tiles(rows, tile),
@@ -183,8 +194,8 @@ class CascadePipeline:
             )
         return Windows(
             blended_spans(frames, self.window, self.window_overlap),
-            blended_spans(rows, tile, min(self.tile_overlap, tile - 1), self.refiner.patch_size),
-            blended_spans(columns, tile, min(self.tile_overlap, tile - 1), self.refiner.patch_size),
+            blended_spans(rows, tile, overlap, patch),
+            blended_spans(columns, tile, overlap, patch),
         )
 
     def _inference(self) -> AbstractContextManager:

@@ -1,0 +1,213 @@
+import golden_data
+import pytest
+import recipe
+import torch
+from golden_data import to_frames, to_video
+from golden_dit import build_dit
+
+from diffusion.data.transforms import to_float
+from diffusion.models import (
+    CompactCompressor,
+    CompactPreviewer,
+    CompactVAE,
+    Previewer,
+    SemanticCompressor,
+    VideoDiT,
+    VideoVAE,
+)
+from diffusion.noise.gaussian import GaussianDiffusion
+from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.conditioning import Conditioning
+from diffusion.utils.errors import UserError
+
+EULER_NOISE = "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor"
+
+
+# The published chain, stage by stage: each gets the golden input, as its README asks.
+
+
+@pytest.fixture(scope="module")
+def published() -> tuple[dict, dict[str, torch.Tensor], CascadePipeline]:
+    meta, t = golden_data.load("e2e_eulera")
+    entries = meta["weights"]
+    parts = {
+        "compressor": (SemanticCompressor(), entries["evae"]["enc"]),
+        "previewer": (Previewer(), entries["evae"]["dec"]),
+        "vae": (VideoVAE(decode_chunk=4, decode_overlap=0), entries["tvae"]),
+    }
+    for module, entry in parts.values():
+        module.load_state_dict(golden_data.case_weights(entry))
+    pipeline = CascadePipeline(
+        **{name: module for name, (module, _) in parts.items()},
+        refiner=build_dit(meta | {"weights": entries["dit"]}),
+        noise=GaussianDiffusion(learned_variance=True),
+        conditioning=Conditioning(upsampling=4, scale=meta["scale_factor"]),
+        tile=16,
+        published=True,
+    )
+    return meta, t, pipeline
+
+
+def check(published, name: str, got: torch.Tensor) -> None:
+    meta, t, _ = published
+    assert golden_data.relative_error(got, t[name]) <= recipe.tolerance(meta, name)
+
+
+def test_published_encoding(published):
+    _, t, pipeline = published
+    check(published, "evae_latents", pipeline.encode(to_float(t["video_u8_fhwc"])[None]))
+
+
+def test_published_preview(published):
+    _, t, pipeline = published
+    check(published, "preview", pipeline.preview(t["evae_latents"])[..., ::2, ::2])
+
+
+def test_published_condition(published):
+    _, t, pipeline = published
+    joined = pipeline.conditioning.join(t["evae_latents"], None)
+    check(published, "z_ref", to_frames(joined)[:, ::3])
+
+
+def test_published_restoration(published, golden_frequencies, monkeypatch):
+    meta, t, pipeline = published
+    recorded = iter(t["step_noise"])
+    monkeypatch.setattr(EULER_NOISE, lambda *_, **__: to_video(next(recorded), 8))
+    restored = pipeline.restore(
+        t["evae_latents"], steps=meta["steps"], noise=to_video(t["z"], num_frames=8)
+    )
+    # ours are model-ready; the published ones were divided by the scale already
+    check(published, "refined_latents", restored / meta["scale_factor"])
+
+
+def test_published_decoding(published):
+    meta, t, pipeline = published
+    decoded = pipeline.vae.decode(t["decoder_input"] * meta["scale_factor"])
+    check(published, "reconstruction", decoded[..., ::4, ::4])
+
+
+# Any clip, on a tiny compact cascade with random weights.
+
+
+def randomise(module: torch.nn.Module) -> torch.nn.Module:
+    """Weights without the zeros of an untrained network, so that every layer matters."""
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return module
+
+
+def tiny_cascade(**options) -> CascadePipeline:
+    one = {"depths": (1, 1, 1), "channels": (8, 8, 8)}
+    refiner = VideoDiT(
+        condition_channels=20,
+        hidden_size=24,
+        depth=3,
+        num_heads=2,
+        learned_variance=False,
+        grids=[[1, 2], [2, 1], None],
+    )
+    return CascadePipeline(
+        compressor=randomise(CompactCompressor(**one)),
+        previewer=randomise(CompactPreviewer(**one)),
+        vae=randomise(
+            CompactVAE(
+                encoder_channels=(8, 8),
+                encoder_depths=(1, 1),
+                decoder_channels=(8, 8),
+                decoder_depths=(1, 1),
+            )
+        ),
+        refiner=randomise(refiner),
+        noise=GaussianDiffusion(prediction_type="v_prediction"),
+        conditioning=Conditioning(upsampling=4, residual_std=(1.0, 0.5, 2.0, 1.0)),
+        **{"window": 4, "window_overlap": 2} | options,
+    )
+
+
+def random_video(frames: int, height: int, width: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(1, 3, frames, height, width, generator=generator) * 2 - 1
+
+
+@pytest.mark.parametrize("size", [(1, 64, 64), (3, 64, 96), (4, 33, 47), (5, 100, 64), (9, 64, 64)])
+def test_reconstruction_has_the_size_of_the_video(size):
+    video = random_video(*size)
+    out = tiny_cascade().reconstruct(video, steps=1)
+    assert out.shape == video.shape
+    assert out.abs().max() <= 1
+    assert out.isfinite().all()
+
+
+def test_same_seed_same_result_and_other_seed_another():
+    pipeline, latents = tiny_cascade(), torch.randn(1, 16, 2, 2, 2)
+    first = pipeline.decode(latents, steps=2, seed=3)
+    assert torch.equal(first, pipeline.decode(latents, steps=2, seed=3))
+    assert not torch.equal(first, pipeline.decode(latents, steps=2, seed=4))
+
+
+def test_a_preview_at_hand_changes_nothing():
+    pipeline, latents = tiny_cascade(), torch.randn(1, 16, 2, 2, 2)
+    preview = pipeline.preview(latents)
+    given = pipeline.restore(latents, steps=1, preview=preview)
+    assert torch.equal(given, pipeline.restore(latents, steps=1))
+
+
+def test_one_tile_over_the_clip_equals_no_tiles():
+    latents = torch.randn(1, 16, 2, 3, 2)
+    tiled = tiny_cascade(tile=12).restore(latents, steps=2)
+    assert torch.equal(tiled, tiny_cascade().restore(latents, steps=2))
+
+
+def test_tiles_cover_every_position():
+    """With a refiner that returns its condition's base, tiles must blend to exactly that."""
+    pipeline = tiny_cascade(tile=8, tile_overlap=4)
+    seen = []
+
+    def predict_condition(x_t, t, condition, image_mode):
+        seen.append(tuple(x_t.shape[-2:]))
+        return condition[:, :4]
+
+    pipeline.refiner.forward = predict_condition
+    condition = torch.randn(1, 20, 6, 20, 12)
+    predict = pipeline._denoiser(condition)
+    out = predict(torch.randn(1, 4, 6, 20, 12), torch.tensor([500]))
+    torch.testing.assert_close(out, condition[:, :4])
+    assert set(seen) == {(8, 8)}
+    assert len(seen) > 4
+
+
+def test_a_single_frame_is_restored_as_an_image():
+    pipeline = tiny_cascade()
+    modes = []
+    forward = pipeline.refiner.forward
+
+    def recorded(*args, image_mode, **options):
+        modes.append(image_mode)
+        return forward(*args, image_mode=image_mode, **options)
+
+    pipeline.refiner.forward = recorded
+    for frames in (1, 2):
+        pipeline.restore(torch.randn(1, 16, frames, 2, 2), steps=1)
+    assert modes == [True, False]
+
+
+def test_frames_too_small_to_pad_are_refused():
+    with pytest.raises(UserError, match="too small"):
+        tiny_cascade().encode(random_video(1, 16, 64))
+
+
+def test_low_precision_stays_close():
+    latents = torch.randn(1, 16, 2, 2, 2)
+    exact = tiny_cascade().decode(latents, steps=1)
+    low = tiny_cascade(dtype=torch.bfloat16).decode(latents, steps=1)
+    assert low.dtype == torch.float32
+    assert 0 < (low - exact).abs().mean() < 0.05
+
+
+def test_conditioning_inverts():
+    conditioning = Conditioning(upsampling=4, residual_std=(1.0, 0.5, 2.0, 1.0))
+    latents, base = torch.randn(2, 1, 4, 3, 8, 8)
+    x0 = conditioning.to_x0(latents, base)
+    torch.testing.assert_close(conditioning.from_x0(x0, base), latents)
+    torch.testing.assert_close(x0[:, 1], (latents - base)[:, 1] / 0.5)
