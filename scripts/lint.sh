@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Check style and format: bash scripts/lint.sh; with --fix, mend what can be mended.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+bash "$root/install.sh"
+cd "$root"
+if [[ ${1:-} == --fix ]]; then
+    .venv/bin/ruff check --fix .
+    exec .venv/bin/ruff format .
+fi
+.venv/bin/ruff check .
+exec .venv/bin/ruff format --check .
