@@ -1,0 +1,245 @@
+"""How fast a cascade is here: seconds per stage, and the refiner against the machine's matmul."""
+
+import copy
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffusion.app.stages import peak_memory_mb
+from diffusion.models.weights import load_weights
+from diffusion.pipelines.builder import PARTS, assemble, build_part, weights_of
+from diffusion.pipelines.cascade import CascadePipeline, round_up
+
+RANDOM = "random"
+MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
+MATMUL_TRIALS = 10
+DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@dataclass(frozen=True)
+class Workload:
+    height: int = 512
+    width: int = 512
+    frames: int = 16
+    steps: int = 8
+    sampler: str = "euler_a"
+
+
+@dataclass(frozen=True)
+class Timer:
+    """Runs things `warmup` + `repeat` times on `device`; the first ones do not count."""
+
+    device: torch.device
+    warmup: int = 1
+    repeat: int = 3
+
+    def __call__(self, run: Callable[[], Any]) -> dict[str, Any]:
+        """`seconds` is the median, `runs` are all; memory as `peak_memory_mb` counts it."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        runs = [self._once(run) for _ in range(self.warmup + self.repeat)][self.warmup :]
+        return {
+            "seconds": statistics.median(runs),
+            "runs": runs,
+            "peak_memory_mb": peak_memory_mb(self.device),
+        }
+
+    def _once(self, run: Callable[[], Any]) -> float:
+        self._wait()
+        begun = time.perf_counter()
+        run()
+        self._wait()
+        return time.perf_counter() - begun
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def benchmark(
+    config: Mapping[str, Any],
+    workload: Workload,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    weights: str | Path | None = None,
+    stage: str = "all",
+    compare_dtypes: bool = False,
+    warmup: int = 1,
+    repeat: int = 3,
+) -> dict[str, Any]:
+    """Measure `stage`: "all", or "refiner" for one forward of it alone.
+
+    Weights that are not there are drawn at random: the time does not depend on them.
+    compare_dtypes: the forward in fp32 and in bf16, whatever `dtype` is.
+    """
+    names = PARTS if stage == "all" else ("refiner",)
+    parts, sources = load_or_draw(config, names, weights)
+    pipeline = assemble(config, parts, device=device, dtype=dtype)
+    timer = Timer(device, warmup, repeat)
+    result = {
+        "model_id": config["model_id"],
+        "machine": describe_machine(device),
+        "dtype": DTYPE_NAMES[dtype],
+        **asdict(workload),
+        "weights": sources,
+        "parameters": {name: count_parameters(part) for name, part in parts.items()},
+    }
+    if stage == "all":
+        stages = measure_stages(pipeline, workload, timer)
+        result["stages"] = stages
+        result["seconds"] = sum(stage["seconds"] for stage in stages.values())
+    dtypes = (torch.float32, torch.bfloat16) if compare_dtypes else (dtype,)
+    size = refiner_size(config, pipeline, workload)
+    result["refiner"] = measure_refiner(pipeline.refiner, size, dtypes, timer)
+    return result
+
+
+def load_or_draw(
+    config: Mapping[str, Any], names: tuple[str, ...], override: str | Path | None
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The networks, and for each the file of its weights or "random"."""
+    paths = weights_of(config, override)
+    parts, sources = {}, {}
+    for name in names:
+        parts[name] = build_part(config, name)
+        sources[name] = RANDOM
+        if name in paths and paths[name].exists():
+            load_weights(parts[name], paths[name])
+            sources[name] = str(paths[name])
+    return parts, sources
+
+
+def measure_stages(
+    pipeline: CascadePipeline, workload: Workload, timer: Timer
+) -> dict[str, dict[str, Any]]:
+    """Stage -> time and memory, on a random video; each works on what the one before gave."""
+    generator = torch.Generator().manual_seed(0)
+    size = (1, 3, workload.frames, workload.height, workload.width)
+    video = torch.rand(size, generator=generator) * 2 - 1
+    made: dict[str, torch.Tensor] = {}
+
+    def restore() -> torch.Tensor:
+        return pipeline.restore(
+            made["encode"],
+            steps=workload.steps,
+            sampler=workload.sampler,
+            preview=made["preview"],
+        )
+
+    stages = {
+        "encode": lambda: pipeline.encode(video),
+        "preview": lambda: pipeline.preview(made["encode"]),
+        "denoise": restore,
+        "decode": lambda: pipeline.decode_vae(made["denoise"]),
+    }
+    return {
+        name: timer(lambda name=name, run=run: made.update({name: run()}))
+        for name, run in stages.items()
+    }
+
+
+def refiner_size(
+    config: Mapping[str, Any], pipeline: CascadePipeline, workload: Workload
+) -> tuple[int, int, int]:
+    """(F, H, W) of the latents in one forward: the clip, or the window and tile that it is cut to.
+
+    Padded as the pipeline pads them.
+    """
+    with torch.device("meta"):  # only their compression is asked for
+        compressor, vae = build_part(config, "compressor"), build_part(config, "vae")
+    time_multiple, *space_multiples = pipeline.refiner.size_multiple
+    frames = 1 if workload.frames == 1 else round_up(pipeline.window, time_multiple)
+    sides = []
+    for pixels, multiple in zip((workload.height, workload.width), space_multiples, strict=True):
+        padded = round_up(pixels, compressor.spatial_compression)
+        side = round_up(padded // vae.spatial_compression, multiple)
+        sides.append(min(side, pipeline.tile or side))
+    return frames, sides[0], sides[1]
+
+
+@torch.no_grad()
+def measure_refiner(
+    refiner: nn.Module,
+    size: tuple[int, int, int],
+    dtypes: tuple[torch.dtype, ...],
+    timer: Timer,
+) -> dict[str, Any]:
+    """One forward on latents of `size` (F, H, W), in every one of `dtypes`."""
+    own_dtype = refiner.dtype
+    channels = (refiner.latent_channels, refiner.condition_channels)
+    x_t, condition = (torch.randn(1, c, *size, device=timer.device) for c in channels)
+    timestep = torch.full((1,), 500.0, device=timer.device)
+    flop = count_flop(refiner, size)
+    runs = {}
+    for dtype in dtypes:
+        refiner.to(dtype)
+        run = timer(lambda: refiner(x_t, timestep, condition, image_mode=size[0] == 1))
+        peak = matmul_flop_per_second(timer.device, dtype)
+        speed = flop / run["seconds"]
+        runs[DTYPE_NAMES[dtype]] = {
+            **run,
+            "tflop_per_s": speed / 1e12,
+            "matmul_tflop_per_s": peak / 1e12,
+            "share_of_matmul": speed / peak,
+        }
+    refiner.to(own_dtype)
+    frames, height, width = size
+    result = {
+        "size": list(size),
+        "tokens": frames * (height // refiner.patch_size) * (width // refiner.patch_size),
+        "tflop": flop / 1e12,
+        "forward": runs,
+    }
+    if {"fp32", "bf16"} <= runs.keys():
+        result["bf16_speedup"] = runs["fp32"]["seconds"] / runs["bf16"]["seconds"]
+    return result
+
+
+def count_flop(refiner: nn.Module, size: tuple[int, int, int]) -> int:
+    """Of one forward, a multiplication and an addition counted as two; nothing is computed."""
+    shapes = copy.deepcopy(refiner).to("meta")
+    channels = (refiner.latent_channels, refiner.condition_channels)
+    x_t, condition = (torch.empty(1, c, *size, device="meta") for c in channels)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        timestep = torch.empty(1, device="meta")
+        shapes(x_t, timestep, condition, image_mode=size[0] == 1)
+    return counter.get_total_flops()
+
+
+def matmul_flop_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    """The best of some large square matrix products: what the machine can do just now."""
+    n = MATMUL_SIZE[device.type]
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    runs = Timer(device, warmup=2, repeat=MATMUL_TRIALS)(lambda: a @ b)["runs"]
+    return 2 * n**3 / min(runs)
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    cuda = device.type == "cuda"
+    return {
+        "device": str(device),
+        "name": torch.cuda.get_device_name(device) if cuda else cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def cpu_name() -> str:
+    """The processor's model, where the system says it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

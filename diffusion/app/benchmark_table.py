@@ -1,0 +1,54 @@
+"""What a benchmark prints."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_benchmark(result: Mapping[str, Any]) -> None:
+    console = Console()
+    machine = result["machine"]
+    console.print(
+        f"{result['model_id']}, {result['frames']} frames of {result['width']}x{result['height']}, "
+        f"{result['dtype']}; {machine['name']} ({machine['device']}, {machine['threads']} CPU "
+        f"threads), torch {machine['torch']}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for part, source in result["weights"].items():
+        millions = result["parameters"][part] / 1e6
+        console.print(f"  {part}: {millions:.1f} M parameters, weights: {source}", highlight=False)
+    if "stages" in result:
+        console.print(stage_table(result))
+    refiner = result["refiner"]
+    size = "x".join(map(str, refiner["size"]))
+    table = Table(
+        title=f"one forward of the refiner: latents {size}, {refiner['tokens']} tokens, "
+        f"{refiner['tflop']:.3g} TFLOP"
+    )
+    for column in ("", "seconds", "TFLOP/s", "matmul TFLOP/s", "share of matmul", "peak MB"):
+        table.add_column(column, justify="right" if column else "left")
+    for dtype, run in refiner["forward"].items():
+        table.add_row(
+            dtype,
+            f"{run['seconds']:.3f}",
+            f"{run['tflop_per_s']:.3g}",
+            f"{run['matmul_tflop_per_s']:.3g}",
+            f"{run['share_of_matmul']:.0%}",
+            f"{run['peak_memory_mb']:.0f}",
+        )
+    console.print(table)
+    if "bf16_speedup" in refiner:
+        console.print(f"bf16 is {refiner['bf16_speedup']:.2f} times as fast as fp32")
+
+
+def stage_table(result: Mapping[str, Any]) -> Table:
+    table = Table(title=f"{result['steps']} steps of {result['sampler']}, weights loaded")
+    for column in ("stage", "seconds", "peak MB"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for name, run in result["stages"].items():
+        table.add_row(name, f"{run['seconds']:.3f}", f"{run['peak_memory_mb']:.0f}")
+    table.add_row("all", f"{result['seconds']:.3f}", "")
+    return table

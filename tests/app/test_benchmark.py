@@ -1,0 +1,134 @@
+import json
+
+import pytest
+import tiny
+import torch
+from commands import Commands
+
+from diffusion.app.benchmark import Timer, Workload, count_flop, refiner_size
+from diffusion.config import load_config
+from diffusion.models.dit import VideoDiT
+from diffusion.pipelines.builder import build_part
+
+SMALL = ("--height", 70, "--width", 96, "--frames", 3, "--steps", 2, "--repeat", 2)
+CPU = ("--device", "cpu", "--dtype", "fp32")
+
+
+@pytest.fixture(autouse=True)
+def small_matmul(monkeypatch):
+    monkeypatch.setattr("diffusion.app.benchmark.MATMUL_SIZE", {"cpu": 64})
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny.write_config(tmp_path / "tiny.py")
+
+
+@pytest.fixture
+def measure(config, capsys, tmp_path):
+    def run(*options):
+        output = tmp_path / "out" / "x.json"
+        commands = Commands(config, capsys)
+        result = commands.ok("benchmark", config, *SMALL, *CPU, *options, "--output", output)
+        return json.loads(output.read_text()), result.out
+
+    return run
+
+
+def test_every_stage_is_measured(measure, config):
+    result, printed = measure()
+    assert list(result["stages"]) == ["encode", "preview", "denoise", "decode"]
+    for stage in result["stages"].values():
+        assert len(stage["runs"]) == 2  # without the warm-up
+        assert min(stage["runs"]) <= stage["seconds"] <= max(stage["runs"])
+        assert stage["peak_memory_mb"] > 0
+    assert result["seconds"] == sum(stage["seconds"] for stage in result["stages"].values())
+    assert (result["height"], result["width"], result["frames"], result["steps"]) == (70, 96, 3, 2)
+    assert (result["machine"]["device"], result["dtype"]) == ("cpu", "fp32")
+    parts = {name: build_part(load_config(config), name) for name in result["parameters"]}
+    for name, part in parts.items():
+        assert result["parameters"][name] == sum(p.numel() for p in part.parameters())
+    for name in result["stages"]:
+        assert name in printed
+
+
+def test_the_speed_of_a_forward_follows_from_its_count_and_time(measure):
+    refiner = measure("--stage", "refiner")[0]["refiner"]
+    forward = refiner["forward"]["fp32"]
+    assert forward["tflop_per_s"] == pytest.approx(refiner["tflop"] / forward["seconds"])
+    share = forward["tflop_per_s"] / forward["matmul_tflop_per_s"]
+    assert forward["share_of_matmul"] == pytest.approx(share)
+    frames, height, width = refiner["size"]
+    assert refiner["tokens"] == frames * height * width / 4
+
+
+def test_the_refiner_alone_loads_nothing_else(measure):
+    result, _ = measure("--stage", "refiner")
+    assert set(result["weights"]) == set(result["parameters"]) == {"refiner"}
+    assert "stages" not in result
+
+
+def test_both_formats_in_one_run(measure):
+    refiner = measure("--stage", "refiner", "--compare-dtypes")[0]["refiner"]
+    seconds = {name: run["seconds"] for name, run in refiner["forward"].items()}
+    assert refiner["bf16_speedup"] == pytest.approx(seconds["fp32"] / seconds["bf16"])
+
+
+def test_weights_are_used_where_they_are_and_drawn_where_not(measure, tmp_path):
+    tiny.write_cascade(tmp_path)
+    (tmp_path / "refiner.safetensors").unlink()
+    result, printed = measure()
+    assert result["weights"]["refiner"] == "random"
+    assert result["weights"]["vae"] == str(tmp_path / "vae.safetensors")
+    assert "random" in printed
+
+
+@pytest.mark.parametrize(
+    ("workload", "options"),
+    [
+        (Workload(70, 96, 3), {}),
+        (Workload(64, 64, 1), {}),
+        (Workload(64, 64, 11), {}),
+        (Workload(160, 128, 2), {"tile": 8, "tile_overlap": 0}),
+    ],
+)
+def test_the_measured_forward_is_the_one_that_the_pipeline_runs(config, workload, options):
+    config = load_config(config)
+    config["cascade"].update(options)
+    pipeline = tiny.random_cascade(config)
+    sizes = set()
+    pipeline.refiner.register_forward_pre_hook(
+        lambda module, inputs: sizes.add(tuple(inputs[0].shape[2:]))
+    )
+    video = torch.zeros(1, 3, workload.frames, workload.height, workload.width)
+    pipeline.restore(pipeline.encode(video), steps=1)
+    assert sizes == {refiner_size(config, pipeline, workload)}
+
+
+def test_flop_of_a_small_transformer_counted_by_hand():
+    dim, depth, tokens, cell = 48, 2, 4 * 4 * 6, 4 * 2 * 3
+    dit = VideoDiT(
+        condition_channels=4, hidden_size=dim, depth=depth, num_heads=2, grids=[[1, 2], None]
+    )
+    linear = depth * tokens * (3 + 1 + 8) * dim**2
+    attention = 2 * tokens * (cell + tokens) * dim
+    patches = tokens * dim * 4 * (8 + 8)
+    timestep = (256 + dim) * dim + dim * 6 * dim
+    assert count_flop(dit, (4, 8, 12)) == 2 * (linear + attention + patches + timestep)
+
+
+def test_flop_of_the_published_model():
+    with torch.device("meta"):
+        refiner = build_part(load_config("configs/s1024.effn-f32.py"), "refiner")
+    assert count_flop(refiner, (8, 128, 128)) == pytest.approx(101e12, rel=0.01)
+
+
+def test_warm_up_runs_are_not_counted():
+    calls = []
+    result = Timer(torch.device("cpu"), warmup=3, repeat=2)(lambda: calls.append(None))
+    assert (len(calls), len(result["runs"])) == (5, 2)
+
+
+def test_an_unknown_sampler_is_refused(config, capsys):
+    error = Commands(config, capsys).refused("benchmark", config, "--sampler", "eular_a")
+    assert "euler_a" in error

@@ -1,0 +1,69 @@
+"""Measure the speed of a cascade: python tools/benchmark.py CONFIG [options].
+
+Runs on random video; weights that are not there are drawn at random.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from diffusion.app.benchmark import Workload, benchmark
+from diffusion.app.benchmark_table import print_benchmark
+from diffusion.app.options import (
+    add_config_options,
+    add_device_options,
+    device_options,
+    read_config,
+    whole_number,
+)
+from diffusion.noise.samplers import build_sampler
+from diffusion.utils.cli import CommandParser, run_command
+from diffusion.utils.files import make_folder, replacing
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("--weights", help="folder of <part>.safetensors, or the DiT's file")
+    parser.add_argument("--height", type=whole_number(16, 8192), default=512)
+    parser.add_argument("--width", type=whole_number(16, 8192), default=512)
+    parser.add_argument("--frames", type=whole_number(1), default=16)
+    parser.add_argument("--steps", type=whole_number(1), default=8)
+    parser.add_argument("--sampler", default="euler_a")
+    parser.add_argument(
+        "--stage", choices=("all", "refiner"), default="all", help="refiner: one forward of it only"
+    )
+    parser.add_argument(
+        "--compare-dtypes", action="store_true", help="the refiner's forward in fp32 and bf16"
+    )
+    parser.add_argument("--warmup", type=whole_number(0), default=1, help="runs not counted")
+    parser.add_argument("--repeat", type=whole_number(1), default=3, help="the median is reported")
+    parser.add_argument("--output", type=Path, metavar="X.json", help="write the numbers there")
+    add_device_options(parser)
+    add_config_options(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    config = read_config(args)
+    build_sampler(args.sampler, num_inference_steps=args.steps)  # refuses what cannot be
+    result = benchmark(
+        config,
+        Workload(args.height, args.width, args.frames, args.steps, args.sampler),
+        weights=args.weights,
+        stage=args.stage,
+        compare_dtypes=args.compare_dtypes,
+        warmup=args.warmup,
+        repeat=args.repeat,
+        **device_options(args),
+    )
+    result["config"] = args.config
+    if args.output is not None:
+        make_folder(args.output.parent)
+        with replacing(args.output) as partial:
+            partial.write_text(json.dumps(result, indent=2) + "\n")
+    print_benchmark(result)
+
+
+if __name__ == "__main__":
+    run_command(main, build_parser())
