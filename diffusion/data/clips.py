@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from diffusion.data.transforms import crop_to_multiple, resize_short_edge, to_float, to_uint8
 from diffusion.data.video_io import VideoReader
 from diffusion.utils.errors import UserError, VideoError
+from diffusion.utils.files import make_folder, replacing
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +35,13 @@ class Batch:
         return Batch(self.video.to(device), self.sources)
 
 
-def list_videos(entries: Sequence[str]) -> list[Path]:
+def list_videos(entries: Sequence[str] | str) -> list[Path]:
     """Entries of `video_list`: a video, a folder of videos, or a text file with a path per line.
 
-    Paths in a text file resolve against its folder, then the working directory.
+    Paths in a text file resolve against its folder, then the working directory. A single entry
+    need not stand in a list.
     """
+    entries = [entries] if isinstance(entries, str) else entries
     paths: list[Path] = []
     for entry in map(Path, entries):
         if entry.is_dir():
@@ -102,8 +104,7 @@ class FrameCache:
     def __init__(self, paths: Sequence[Path], cache_dir: str | Path, max_frames: int):
         self.videos: list[np.ndarray] = []  # (F, H, W, 3) uint8 each
         self.paths: list[str] = []
-        cache_dir = Path(cache_dir).expanduser()
-        cache_dir.mkdir(parents=True, exist_ok=True)
+        cache_dir = make_folder(cache_dir)
         for path in paths:
             try:
                 self.videos.append(self._frames(path, cache_dir, max_frames))
@@ -123,10 +124,8 @@ class FrameCache:
         target = cache_dir / (hashlib.sha256(key.encode()).hexdigest()[:24] + ".npy")
         if not target.exists():
             frames = read_first_frames(path, max_frames)
-            partial = target.with_suffix(f".{os.getpid()}.partial")
-            with partial.open("wb") as file:
+            with replacing(target) as partial, partial.open("wb") as file:
                 np.save(file, frames)
-            partial.replace(target)
         return np.load(target, mmap_mode="r")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffusion.data.clips import seeded
 from diffusion.utils.errors import UserError
+from diffusion.utils.files import replacing
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,9 @@ class LatentBatch:
 
 def save_shard(path: Path, tensors: dict[str, Tensor], source: str) -> None:
     """tensors: (C, F, h, w) by the names of LatentBatch; stored as float16, atomically."""
-    partial = path.with_suffix(".partial")
     stored = {name: t.to(torch.float16).contiguous() for name, t in tensors.items()}
-    save_file(stored, partial, metadata={"source": source})
-    partial.replace(path)
+    with replacing(path) as partial:
+        save_file(stored, partial, metadata={"source": source})
 
 
 class RandomLatents:

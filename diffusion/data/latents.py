@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffusion.utils.errors import UserError
+from diffusion.utils.files import replacing
 
 KIND = "cascadev.latents"
 FORMAT_VERSION = 1
@@ -57,13 +58,8 @@ def save_latents(
     header = {name: json.dumps(value) for name, value in asdict(metadata).items()}
     header |= {"kind": KIND, "format_version": str(FORMAT_VERSION), "dtype": str(dtype)}
     stored = latents.detach().to("cpu", dtype).contiguous()
-    partial = path.with_name(f".{path.name[:200]}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         save_file({"latents": stored}, partial, metadata=header)
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({_one_line(error)})") from error
 
 
 def load_latents(path: str | os.PathLike[str]) -> tuple[Tensor, LatentsInfo]:

@@ -1,9 +1,38 @@
-"""Folders that commands write into."""
+"""Files and folders that commands write: whole under their final name, or not there."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from diffusion.utils.errors import UserError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Within the block, a file beside `path` to write to; after it, that file is `path`.
+
+    After an exception it is removed, and an older `path` stays as it was. What the disk refuses
+    becomes a UserError that names `path`.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name[:200]}.{os.getpid()}.partial")
+    try:
+        partial.touch()
+        mode = partial.stat().st_mode
+        yield partial
+        partial.chmod(mode)  # safetensors makes files that only their owner can read
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+        raise UserError(
+            f"{path}: cannot be written ({reason}); free some space or choose another folder"
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
 
 
 def make_folder(path: str | Path) -> Path:
@@ -12,7 +41,9 @@ def make_folder(path: str | Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: the folder cannot be made ({error.strerror})") from error
+        raise UserError(
+            f"{path}: the folder cannot be made ({error.strerror}); choose another"
+        ) from error
     if not os.access(path, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: the folder cannot be written to; choose another --output-dir")
+        raise UserError(f"{path}: the folder cannot be written to; choose another")
     return path
