@@ -49,7 +49,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
         raise ConfigError(
             f"{path}: the config does not run: {type(error).__name__}: {error}"
         ) from error
-    config.merge_from_dict(dict(parse_override(text) for text in overrides))
+    for key, value in map(parse_override, overrides):
+        try:
+            config.merge_from_dict({key: value})
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"--cfg-options {key}: does not fit what the config holds there; set a whole list "
+                "or value, not a part of it"
+            ) from error
     values = ConfigDict({key: config[key] for key in config if not key.startswith("_")})
     check_keys(values, TOP_LEVEL, f"config {path.name}")
     return values

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from diffusion.utils.errors import ConfigError
+from diffusion.utils.errors import ConfigError, UserError
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -17,6 +17,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 def check_keys(options: Mapping[str, Any], valid: Iterable[str], where: str) -> None:
     """Raise a ConfigError that names the first key of `options` which is not in `valid`."""
+    if not isinstance(options, Mapping):
+        raise ConfigError(f"{where} is {options!r}, but must be a dict of options")
     valid = list(valid)
     for key in options:
         if key not in valid:
@@ -38,6 +40,7 @@ class Registry:
         self.classes = {cls.__name__: cls for cls in classes}
 
     def require(self, name: str, where: str) -> Callable:
+        """The class of that name; `where` the config names it, for errors."""
         if name not in self.classes:
             raise ConfigError(
                 f"unknown {self.kind} {name!r} in {where}; {nearest(str(name), self.classes)}"
@@ -45,24 +48,47 @@ class Registry:
         return self.classes[name]
 
 
+def check_options(
+    target: Callable, options: Mapping[str, Any], where: str, given: Iterable[str] = ()
+) -> None:
+    """Raise a ConfigError if `target` does not take `options`, or needs more than these.
+
+    given: names of the arguments that do not come from the config.
+    """
+    parameters = keyword_parameters(target)
+    given = set(given)
+    check_keys(options, parameters.keys() - given, where)
+    required = {n for n, p in parameters.items() if p.default is inspect.Parameter.empty}
+    missing = sorted(required - options.keys() - given)
+    if missing:
+        raise ConfigError(f"{where} lacks the key {missing[0]!r}")
+
+
 def call_with(target: Callable, options: Mapping[str, Any], where: str, **runtime) -> Any:
     """target(**options, **runtime); `where` is the options' path in the config, for errors.
 
     `runtime` are the arguments that configs cannot hold (modules, devices).
     """
-    parameters = keyword_parameters(target)
-    check_keys(options, parameters.keys() - runtime.keys(), where)
-    required = {n for n, p in parameters.items() if p.default is inspect.Parameter.empty}
-    missing = sorted(required - options.keys() - runtime.keys())
-    if missing:
-        raise ConfigError(f"{where} lacks the key {missing[0]!r}")
-    return target(**options, **runtime)
+    check_options(target, options, where, runtime)
+    try:
+        return target(**options, **runtime)
+    except (TypeError, ValueError) as error:  # of values: the keys are right
+        if isinstance(error, UserError) and not isinstance(error, ConfigError):
+            raise  # of a file or folder, which it names
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def split_type(
+    registry: Registry, options: Mapping[str, Any], where: str
+) -> tuple[Callable, dict[str, Any]]:
+    """The class that `options["type"]` names, and the other keys."""
+    if not isinstance(options, Mapping) or "type" not in options:
+        raise ConfigError(f"{where} lacks the key 'type'; {nearest('', registry.classes)}")
+    options = dict(options)
+    return registry.require(options.pop("type"), where), options
 
 
 def build(registry: Registry, options: Mapping[str, Any], where: str, **runtime) -> Any:
     """Build the class that `options["type"]` names from the other keys of `options`."""
-    if not isinstance(options, Mapping) or "type" not in options:
-        raise ConfigError(f"{where} lacks the key 'type'; {nearest('', registry.classes)}")
-    options = dict(options)
-    target = registry.require(options.pop("type"), where)
+    target, options = split_type(registry, options, where)
     return call_with(target, options, where, **runtime)

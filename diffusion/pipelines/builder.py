@@ -13,11 +13,32 @@ from diffusion.models.weights import load_weights, save_weights
 from diffusion.noise.gaussian import GaussianDiffusion
 from diffusion.pipelines.cascade import CascadePipeline
 from diffusion.pipelines.conditioning import Conditioning
-from diffusion.registry import build, call_with, check_keys
+from diffusion.registry import build, call_with, check_keys, check_options, split_type
 from diffusion.utils.errors import ConfigError, WeightsError
+from diffusion.utils.files import make_folder, replacing
 from diffusion.utils.progress import track
 
 PARTS = ("compressor", "previewer", "vae", "refiner")
+
+
+# Arguments of CascadePipeline that are no options of the config's `cascade`.
+GIVEN = (*PARTS, "noise", "conditioning", "device", "dtype")
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuse what nothing reads or what is missing, before anything is loaded.
+
+    Looks at all that describes the cascade; who reads other keys checks those.
+    """
+    if "model_id" not in config:
+        raise ConfigError("the config has no 'model_id', the name that latents files carry")
+    for name in PARTS:
+        if name in config:
+            check_options(*split_type(MODELS, config[name], name), name)
+    check_options(GaussianDiffusion, config.get("noise", {}), "noise")
+    check_options(Conditioning, config.get("conditioning", {}), "conditioning", ["upsampling"])
+    check_options(CascadePipeline, config.get("cascade", {}), "cascade", GIVEN)
+    check_keys(config.get("weights", {}), PARTS, "weights")
 
 
 def build_part(config: Mapping[str, Any], name: str) -> nn.Module:
@@ -33,9 +54,7 @@ def weights_of(config: Mapping[str, Any], override: str | Path | None = None) ->
     override: a folder (of a training or of `save_cascade`) whose <part>.safetensors replace the
         config's, or one file, which is the refiner's.
     """
-    given = config.get("weights", {})
-    check_keys(given, PARTS, "weights")
-    paths = {name: resolve(path) for name, path in given.items()}
+    paths = {name: resolve(path) for name, path in config.get("weights", {}).items()}
     if override is None:
         return paths
     override = Path(override).expanduser()
@@ -96,6 +115,7 @@ def build_cascade(
 
     only: the parts that will be used; the others are not loaded.
     """
+    check_config(config)
     parts = load_parts(config, only, weights)
     return assemble(config, parts, device=device, dtype=dtype)
 
@@ -123,11 +143,11 @@ def assemble(
 
 def save_cascade(pipeline: CascadePipeline, config: Mapping[str, Any], folder: str | Path) -> None:
     """Write config.py and <part>.safetensors, from which `load_cascade` builds it again."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     for name in PARTS:
         save_weights(getattr(pipeline, name), folder / f"{name}.safetensors", {"part": name})
-    (folder / "config.py").write_text(dump_config(config))
+    with replacing(folder / "config.py") as partial:
+        partial.write_text(dump_config(config))
 
 
 def load_cascade(

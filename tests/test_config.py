@@ -1,0 +1,147 @@
+import pytest
+import tiny
+import torch
+
+from diffusion.config import ROOT, dump_config, load_config, parse_override, resolve
+from diffusion.pipelines.builder import (
+    PARTS,
+    build_conditioning,
+    build_noise,
+    build_part,
+    check_config,
+)
+from diffusion.registry import check_options, keyword_parameters, split_type
+from diffusion.training.builder import DATA, PROVIDERS, STAGES
+from diffusion.training.trainer import Trainer
+from diffusion.utils.errors import ConfigError
+
+SHIPPED = sorted((ROOT / "configs").glob("*.py"))
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    (tmp_path / "base.py").write_text(
+        "model_id = 'base'\nvae = dict(type='CompactVAE', stem=4, latent_channels=4)\n"
+        "video_list = ['a', 'b']\n"
+    )
+    path = tmp_path / "child.py"
+    path.write_text("_base_ = ['base.py']\nvae = dict(stem=2)\n_hidden = 1\n")
+    return path
+
+
+def test_a_child_changes_single_keys_of_its_base(config_file):
+    config = load_config(config_file)
+    assert config["model_id"] == "base"
+    assert config["vae"] == {"type": "CompactVAE", "stem": 2, "latent_channels": 4}
+    assert "_hidden" not in config
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("vae.stem=8", 8),
+        ("vae.posterior_std=1e-3", 1e-3),
+        ("vae.encoder_channels=[1, 2]", [1, 2]),
+        ("vae.type=Other", "Other"),
+        ("vae.tile=None", None),
+        ("vae.published=True", True),
+        ("vae.path=a=b c", "a=b c"),
+        ("vae.new.key='x'", {"key": "x"}),
+    ],
+)
+def test_overrides(config_file, text, expected):
+    key = text.partition("=")[0].split(".")[1]
+    got = load_config(config_file, [text])["vae"][key]
+    assert got == expected
+    assert type(got) is type(expected) or isinstance(expected, dict)
+
+
+def test_later_overrides_win_and_lists_are_replaced(config_file):
+    config = load_config(config_file, ["vae.stem=1", "vae.stem=3", "video_list=['c']"])
+    assert config["vae"]["stem"] == 3
+    assert config["video_list"] == ["c"]
+
+
+@pytest.mark.parametrize("text", ["vae", "=3", " =3"])
+def test_malformed_overrides(text):
+    with pytest.raises(ConfigError, match="not of the form key=value"):
+        parse_override(text)
+
+
+@pytest.mark.parametrize("text", ["video_list.7=z", "video_list.1=z", "vae.stem.deep=1"])
+def test_overrides_that_do_not_fit(config_file, text):
+    with pytest.raises(ConfigError, match="--cfg-options"):
+        load_config(config_file, [text])
+
+
+def test_a_top_level_key_that_nothing_reads(config_file):
+    with pytest.raises(ConfigError, match=r"'modelid' in config child.py; did you mean 'model_id'"):
+        load_config(config_file, ["modelid=x"])
+
+
+def test_dumped_configs_load_to_the_same(tmp_path, config_file):
+    config = load_config(config_file, ["vae.decoder_depths=[1, None]", "vae.note='it''s'"])
+    (tmp_path / "dumped.py").write_text(dump_config(config))
+    assert load_config(tmp_path / "dumped.py") == config
+
+
+def test_paths_are_found_from_the_working_directory_then_the_project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve("configs") == ROOT / "configs"
+    (tmp_path / "configs").mkdir()
+    assert resolve("configs").resolve() == tmp_path / "configs"
+    assert resolve(tmp_path) == tmp_path
+    assert load_config("configs/compact.vae.py")["model_id"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_configs_build_strictly(path, tmp_path):
+    config = load_config(path)
+    check_config(config)
+    with torch.device("meta"):  # no memory, whatever the size
+        parts = {name: build_part(config, name) for name in PARTS}
+    noise = build_noise(config)
+    conditioning = build_conditioning(config, parts["compressor"], parts["vae"])
+    assert config["weights"].keys() == set(PARTS)
+
+    channels = parts["compressor"].latent_channels
+    assert parts["previewer"].latent_channels == channels
+    if conditioning.uses_base:
+        channels += parts["vae"].latent_channels
+    refiner = parts["refiner"]
+    assert refiner.condition_channels == channels
+    assert refiner.latent_channels == parts["vae"].latent_channels
+    assert refiner.learned_variance == noise.learned_variance
+
+    (tmp_path / "dumped.py").write_text(dump_config(config))
+    assert load_config(tmp_path / "dumped.py") == config
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in SHIPPED if "train" in load_config(p)], ids=lambda path: path.name
+)
+def test_shipped_trainings_have_no_unread_key(path):
+    config = load_config(path)
+    train = dict(config["train"])
+    stage, stage_options = split_type(STAGES, train.pop("stage"), "train.stage")
+    check_options(stage, stage_options, "train.stage", PROVIDERS.keys() & keyword_parameters(stage))
+    data, data_options = split_type(DATA, config["data"], "data")
+    check_options(data, data_options, "data", PROVIDERS.keys() & keyword_parameters(data))
+    given = ["stage", "batches", "work_dir", "device", "dtype"]
+    check_options(Trainer, train, "train", given)
+
+
+@pytest.mark.parametrize(
+    "section", ["compressor", "previewer", "vae", "refiner", "noise", "conditioning", "cascade"]
+)
+def test_unknown_keys_everywhere(tiny_config, section):
+    config = load_config(tiny_config, [f"{section}.no_such_key=1"])
+    with pytest.raises(ConfigError, match=f"unknown key 'no_such_key' in {section}; "):
+        check_config(config)
+
+
+def test_a_config_without_a_name(tmp_path):
+    config = load_config(tiny.write_config(tmp_path / "a.py"))
+    del config["model_id"]
+    with pytest.raises(ConfigError, match="no 'model_id'"):
+        check_config(config)
