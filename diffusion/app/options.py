@@ -1,18 +1,32 @@
-"""Command-line options that several commands share."""
+"""Command-line options that several commands share, and what they stand for."""
 
 import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
+import torch
+
+from diffusion.app.clip import ClipOptions
+from diffusion.config import load_config
 from diffusion.noise.samplers import SAMPLERS, build_sampler
+from diffusion.pipelines.builder import check_config
+from diffusion.registry import check_keys
+from diffusion.utils.devices import choose_device, choose_dtype
+from diffusion.utils.errors import UserError
 
 # The default of --config; relative to the project when not found from the working directory.
 DEFAULT_CONFIG = "configs/compact.effn-f32.py"
 
+# What a config's `reconstruct` may hold: limits for clips of which the user says no more.
+CLIP_LIMITS = ("num_frames", "max_short_edge")
 
-def whole_number(least: int):
+
+def whole_number(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
     def parse(text: str) -> int:
         value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{value} is not in {least}..{most}")
         return value
 
     parse.__name__ = "whole number"  # argparse names the type in its message
@@ -26,22 +40,34 @@ def frame_count(text: str) -> int | str:
 frame_count.__name__ = "number of frames"
 
 
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="change the config"
+    )
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+    parser.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16 (default: auto)")
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--config", default=DEFAULT_CONFIG, help="default: %(default)s")
     group.add_argument("--weights", help="folder of <part>.safetensors, or the DiT's file")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
-    group.add_argument("--dtype", default="auto", help="auto, fp32, bf16, fp16 (default: auto)")
-    group.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE")
+    add_device_options(group)
+    add_config_options(group)
 
 
 def add_clip_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("clip")
-    group.add_argument("--size", type=int, help="short edge in pixels; default: the video's")
+    group.add_argument(
+        "--size", type=whole_number(16, 8192), help="short edge in pixels; default: the video's"
+    )
     group.add_argument("--square", action="store_true", help="crop to the middle square")
     group.add_argument("--start", type=whole_number(0), default=0, help="first frame, from 0")
     group.add_argument(
-        "--num-frames", type=frame_count, help="a number or 'all'; default: the config's"
+        "--num-frames", type=frame_count, help="a number or 'all'; default: %(default)s"
     )
     group.add_argument("--frame-stride", type=whole_number(1), default=1, help="1 is every frame")
 
@@ -52,10 +78,45 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sampler", default="euler_a", help=f"{', '.join(SAMPLERS)}; default: %(default)s"
     )
-    group.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    group.add_argument("--seed", type=whole_number(0), default=0, help="default: %(default)s")
+
+
+def read_config(args: argparse.Namespace) -> Mapping[str, Any]:
+    """The config of a command that uses the cascade; a key that nothing reads is refused."""
+    config = load_config(args.config, args.cfg_options)
+    check_config(config)
+    check_keys(config.get("reconstruct", {}), CLIP_LIMITS, "reconstruct")
+    return config
+
+
+def device_options(args: argparse.Namespace) -> dict[str, torch.device | torch.dtype]:
+    """Arguments `device` and `dtype` of whatever computes."""
+    device = choose_device(args.device)
+    return {"device": device, "dtype": choose_dtype(args.dtype, device)}
+
+
+def clip_options(args: argparse.Namespace, config: Mapping[str, Any]) -> ClipOptions:
+    """Which part of the video at which size; the config's limits hold where nothing is given."""
+    limits = config.get("reconstruct", {})
+    return ClipOptions(
+        start=args.start,
+        num_frames=None if args.num_frames == "all" else args.num_frames,
+        frame_stride=args.frame_stride,
+        size=args.size,
+        square=args.square,
+        max_frames=None if args.num_frames == "all" else limits.get("num_frames"),
+        max_short_edge=limits.get("max_short_edge"),
+    )
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, int | str]:
     """Arguments of CascadePipeline.restore; a sampler that cannot be built is refused here."""
     build_sampler(args.sampler, num_inference_steps=args.steps)
     return {"steps": args.steps, "sampler": args.sampler, "seed": args.seed}
+
+
+def output_file(path: str, suffix: str) -> Path:
+    """The file to write; refused unless it ends in `suffix`, so that no input is overwritten."""
+    if Path(path).suffix != suffix:
+        raise UserError(f"--output {path}: must end in {suffix}")
+    return Path(path)

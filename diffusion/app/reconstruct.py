@@ -1,7 +1,6 @@
-"""A video file through the whole cascade, with everything a user wants to see of it."""
+"""A clip through the whole cascade, with everything a user wants to see of it."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,30 +10,24 @@ from torch import Tensor
 
 from diffusion.app.pictures import comparison_picture, side_by_side
 from diffusion.app.stages import Stages, peak_memory_mb
-from diffusion.data.latents import LatentsInfo, save_latents
-from diffusion.data.transforms import crop_square, resize, resize_short_edge, to_uint8
-from diffusion.data.video_io import Clip, VideoReader, VideoWriter, read_video
+from diffusion.data.latents import LatentsInfo, load_latents, save_latents
+from diffusion.data.transforms import resize, to_uint8
+from diffusion.data.video_io import Clip, VideoWriter
 from diffusion.evaluation.metrics import psnr, ssim
 from diffusion.pipelines.cascade import CascadePipeline
-from diffusion.registry import call_with
 from diffusion.utils.errors import UserError
+from diffusion.utils.files import replacing
+from diffusion.utils.progress import track
 
-
-@dataclass(frozen=True)
-class ClipOptions:
-    """Which part of a video, at which size.
-
-    num_frames: None is all there are from `start`, but no more than `max_frames`.
-    size: short edge in pixels; None keeps the video's, but no more than `max_short_edge`.
-    """
-
-    start: int = 0
-    num_frames: int | None = None
-    frame_stride: int = 1
-    size: int | None = None
-    square: bool = False
-    max_frames: int | None = None
-    max_short_edge: int | None = None
+# What a reconstruction leaves in its folder.
+OUTPUTS = (
+    "latents.safetensors",
+    "preview.mp4",
+    "recon.mp4",
+    "compare.mp4",
+    "compare.png",
+    "metrics.json",
+)
 
 
 @dataclass(frozen=True)
@@ -45,38 +38,7 @@ class Reconstruction:
     preview: Tensor
     restored: Tensor
     latents: Tensor
-    fps: float
-
-
-def clip_options(config: Mapping[str, Any], **given: Any) -> ClipOptions:
-    """Options of the command line, where not None, over those of the config's `reconstruct`."""
-    defaults = dict(config.get("reconstruct", {}))
-    named = {
-        "max_frames": defaults.pop("num_frames", None),
-        "max_short_edge": defaults.pop("max_short_edge", None),
-    }
-    call_with(ClipOptions, defaults, "reconstruct")  # refuses what is left
-    if given.get("num_frames") == "all":
-        given["num_frames"], named["max_frames"] = None, None
-    return ClipOptions(**named, **{key: v for key, v in given.items() if v is not None})
-
-
-def read_clip(path: str | Path, options: ClipOptions) -> Clip:
-    """The clip as the cascade gets it. Raises VideoError, or UserError for impossible options."""
-    if options.size is not None and not 16 <= options.size <= 8192:
-        raise UserError(f"--size {options.size} must lie between 16 and 8192 pixels")
-    num_frames = options.num_frames
-    if num_frames is None and options.max_frames is not None:
-        with VideoReader(path) as reader:
-            left = math.ceil((reader.count_frames() - options.start) / options.frame_stride)
-        num_frames = max(1, min(left, options.max_frames))
-    clip = read_video(
-        path, start=options.start, num_frames=num_frames, frame_stride=options.frame_stride
-    )
-    video = crop_square(clip.video) if options.square else clip.video
-    short_edge = min(video.shape[-2:])
-    size = options.size or min(short_edge, options.max_short_edge or short_edge)
-    return Clip(video if size == short_edge else resize_short_edge(video, size), clip.fps)
+    info: LatentsInfo
 
 
 def encode_clip(pipeline: CascadePipeline, clip: Clip, model: str) -> tuple[Tensor, LatentsInfo]:
@@ -86,6 +48,28 @@ def encode_clip(pipeline: CascadePipeline, clip: Clip, model: str) -> tuple[Tens
     step = pipeline.compressor.spatial_compression
     padding = (latents.shape[-2] * step - height, latents.shape[-1] * step - width)
     return latents, LatentsInfo(model, clip.fps, height, width, (0, 0, height, width), padding)
+
+
+def load_latents_of(path: str | Path, config: Mapping[str, Any]) -> tuple[Tensor, LatentsInfo]:
+    """Latents that the config's model can decode; UserError for those of another."""
+    latents, info = load_latents(path)
+    if info.model != config["model_id"]:
+        raise UserError(
+            f"{path}: made by {info.model!r}, not by {config['model_id']!r}; pass the --config "
+            "that encoded it"
+        )
+    return latents, info
+
+
+def check_latents(
+    path: str | Path, latents: Tensor, info: LatentsInfo, pipeline: CascadePipeline
+) -> None:
+    """Refuse latents, or a header, that do not fit the networks; `path` is named in the error."""
+    channels, step = pipeline.compressor.latent_channels, pipeline.compressor.spatial_compression
+    if latents.shape[1] != channels:
+        raise UserError(f"{path}: has {latents.shape[1]} channels, the model's have {channels}")
+    if any(cut >= step for cut in info.padding):
+        raise UserError(f"{path}: its header is damaged (padding {info.padding} of at most {step})")
 
 
 def without_padding(video: Tensor, info: LatentsInfo) -> Tensor:
@@ -107,17 +91,14 @@ def reconstruct(
     model: str,
     stages: Stages,
     *,
-    latents_path: Path,
     steps: int,
     sampler: str,
     seed: int,
 ) -> Reconstruction:
-    """Encode, store the latents, and decode what the file holds: float16, as anyone would."""
+    """Encode, and decode what a latents file would hold: float16, as anyone would."""
     with stages("encode"):
         latents, info = encode_clip(pipeline, clip, model)
         latents = latents.half().float()
-    with stages("write"):
-        save_latents(latents_path, latents, info)
     with stages("preview"):
         preview = pipeline.preview(latents)
     with stages("denoise"):
@@ -127,11 +108,12 @@ def reconstruct(
     with stages("decode"):
         restored = without_padding(pipeline.decode_vae(vae_latents), info).cpu()
     shown = full_size_preview(pipeline, preview, info)
-    return Reconstruction(clip.video, shown, restored, latents.cpu(), clip.fps)
+    return Reconstruction(clip.video, shown, restored, latents.cpu(), info)
 
 
 def write_results(result: Reconstruction, folder: Path) -> None:
-    """preview.mp4, recon.mp4, compare.mp4 and compare.png."""
+    """All OUTPUTS but the metrics."""
+    save_latents(folder / "latents.safetensors", result.latents, result.info)
     videos = {
         "original": to_uint8(result.original),
         "without LDM": to_uint8(result.preview),
@@ -143,12 +125,12 @@ def write_results(result: Reconstruction, folder: Path) -> None:
         "compare.mp4": side_by_side(videos),
     }
     for name, frames in outputs.items():
-        with VideoWriter(folder / name, result.fps) as writer:
-            writer.write(frames)
-    picture = comparison_picture(videos, len(frames) // 2)
-    partial = folder / ".compare.partial"
-    picture.save(partial, format="png")
-    partial.replace(folder / "compare.png")
+        with VideoWriter(folder / name, result.info.fps) as writer:
+            for frame in track(frames):
+                writer.write(frame[None])
+    picture = comparison_picture(videos, len(videos["original"]) // 2)
+    with replacing(folder / "compare.png") as partial:
+        picture.save(partial, format="png")
 
 
 def measure(result: Reconstruction, pipeline: CascadePipeline) -> dict[str, Any]:
@@ -162,7 +144,7 @@ def measure(result: Reconstruction, pipeline: CascadePipeline) -> dict[str, Any]
         "frames": frames,
         "height": height,
         "width": width,
-        "fps": result.fps,
+        "fps": result.info.fps,
         "latent_shape": list(result.latents.shape),
         "values_ratio": pipeline.compressor.spatial_compression**2,
         "peak_memory_mb": peak_memory_mb(pipeline.device),
@@ -170,6 +152,5 @@ def measure(result: Reconstruction, pipeline: CascadePipeline) -> dict[str, Any]
 
 
 def write_json(values: Mapping[str, Any], path: Path) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(values, indent=2) + "\n")

@@ -1,6 +1,6 @@
 """The short table that a command prints at its end."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 
-def print_results(metrics: Mapping[str, Any], folder: Path) -> None:
+def print_results(metrics: Mapping[str, Any], paths: Iterable[Path]) -> None:
     console = Console()
     table = Table(title=f"{metrics['frames']} frames of {metrics['width']}x{metrics['height']}")
     table.add_column("")
@@ -27,5 +27,5 @@ def print_results(metrics: Mapping[str, Any], folder: Path) -> None:
     console.print(
         f"seconds: {seconds}; peak memory {metrics['peak_memory_mb']:.0f} MB", highlight=False
     )
-    for path in sorted(folder.iterdir()):
+    for path in paths:
         console.print(f"  {path}", highlight=False, soft_wrap=True)

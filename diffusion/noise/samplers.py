@@ -17,7 +17,6 @@ from torch import Tensor
 
 from diffusion.utils.errors import ConfigError
 from diffusion.utils.progress import track
-from diffusion.utils.progress import track
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """x_t (B, C, F, H, W), timestep (B,) -> prediction (B, C, F, H, W), without variance channels."""

@@ -6,13 +6,16 @@ from typing import Any
 import torch
 
 from diffusion.utils.errors import UserError
+from diffusion.utils.files import replacing
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write under a temporary name, then rename: the file under `path` is always whole."""
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    """The file under `path` is always whole."""
+    with replacing(path) as partial, partial.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch closes its archive over what the disk said
+            raise (error.__context__ or error) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a stage trains: each gives the trainer its networks and the loss of one batch."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -19,16 +19,22 @@ Batches = Callable[[int], Any]
 FIT_BATCHES = 16  # beyond all steps, so that no step sees them again
 
 
-class Stage(Protocol):
-    """`parts` are the trained networks by the name under which `weights` of the config has them."""
+class Stage(nn.Module):
+    """parts: the trained networks, by the name under which `weights` of the config has them.
 
-    parts: nn.ModuleDict
+    Other modules of a stage, such as a loss, follow it to a device and stay as they are.
+    """
+
+    def __init__(self, **parts: nn.Module):
+        super().__init__()
+        self.parts = nn.ModuleDict(parts)
 
     def prepare(self, batches: Batches) -> None:
         """Called once before the first step of a run from scratch."""
 
     def loss(self, batch: Batch | LatentBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """Terms of the loss, already weighted: their sum is minimised."""
+        raise NotImplementedError
 
 
 def flat(video: Tensor) -> Tensor:
@@ -36,14 +42,14 @@ def flat(video: Tensor) -> Tensor:
     return rearrange(video, "b c f h w -> (b f) c h w")
 
 
-class VAEStage:
+class VAEStage(Stage):
     """The compact VAE: reconstruction from posterior samples, and latents of unit variance."""
 
     def __init__(
         self, *, vae: nn.Module, perceptual_weight: float = 0.1, latent_weight: float = 5e-3
     ):
-        self.parts = nn.ModuleDict({"vae": vae})
-        self.perceptual = PerceptualDistance().to(memory_format=torch.channels_last)
+        super().__init__(vae=vae)
+        self.perceptual = PerceptualDistance()
         self.perceptual_weight, self.latent_weight = perceptual_weight, latent_weight
 
     def prepare(self, batches: Batches) -> None:
@@ -65,7 +71,7 @@ class VAEStage:
         )
 
 
-class CompressorStage:
+class CompressorStage(Stage):
     """Compressor and previewer together: an autoencoder whose middle is the compressed video."""
 
     def __init__(
@@ -76,7 +82,7 @@ class CompressorStage:
         perceptual_weight: float = 0.0,
         latent_weight: float = 1e-3,
     ):
-        self.parts = nn.ModuleDict({"compressor": compressor, "previewer": previewer})
+        super().__init__(compressor=compressor, previewer=previewer)
         self.perceptual = PerceptualDistance() if perceptual_weight else None
         self.perceptual_weight, self.latent_weight = perceptual_weight, latent_weight
 
@@ -92,7 +98,7 @@ class CompressorStage:
         )
 
 
-class RefinerStage:
+class RefinerStage(Stage):
     """The diffusion transformer on encoded clips, with one timestep per clip.
 
     image_share: share of the steps whose frames are treated as unrelated images (joint training).
@@ -109,12 +115,9 @@ class RefinerStage:
         image_share: float = 0.1,
         position_range: Sequence[int] = (0, 0, 0),
     ):
-        self.parts = nn.ModuleDict({"refiner": refiner})
+        super().__init__(refiner=refiner)
         self.noise, self.conditioning = noise, conditioning
         self.image_share, self.position_range = image_share, position_range
-
-    def prepare(self, batches: Batches) -> None:
-        """Nothing is fitted beforehand."""
 
     def loss(self, batch: LatentBatch, generator: torch.Generator) -> dict[str, Tensor]:
         condition = self.conditioning.join(batch.semantic, batch.base)

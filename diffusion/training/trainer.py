@@ -4,6 +4,8 @@ import json
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 from diffusion.training.ema import ema_copy, update_ema
 from diffusion.training.stages import Batches, Stage
 from diffusion.utils.errors import UserError
+from diffusion.utils.files import make_folder
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,37 @@ def lr_factor(step: int, warmup_steps: int, max_steps: int, final: float = 0.02)
         return (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class Meter:
+    """Means over the steps since the last `take`, and the time they took."""
+
+    def __init__(self):
+        self._restart()
+
+    def _restart(self) -> None:
+        self.totals: dict[str, float] = {}
+        self.steps, self.waited, self.begun = 0, 0.0, time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The block waits for data."""
+        begun = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - begun
+
+    def add(self, scalars: dict[str, float]) -> None:
+        self.steps += 1
+        for name, value in scalars.items():
+            self.totals[name] = self.totals.get(name, 0.0) + value
+
+    def take(self) -> dict[str, float]:
+        """Means of the scalars, seconds per step, and the share of them spent on data."""
+        elapsed = time.perf_counter() - self.begun
+        means = {name: total / self.steps for name, total in self.totals.items()}
+        means |= {"seconds": elapsed / self.steps, "data_share": self.waited / elapsed}
+        self._restart()
+        return means
 
 
 class Trainer:
@@ -58,18 +92,19 @@ class Trainer:
         log_interval: int = 20,
         save_interval: int = 200,
         seed: int = 0,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.bfloat16,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
     ):
         self.stage, self.batches = stage, batches
         self.work_dir = Path(work_dir)
         self.max_steps, self.lr, self.warmup_steps = max_steps, lr, warmup_steps
         self.gradient_clip, self.ema_decay = gradient_clip, ema_decay
         self.log_interval, self.save_interval = log_interval, save_interval
-        self.seed, self.device, self.dtype = seed, device, dtype
+        self.seed, self.device, self.dtype = seed, torch.device(device), dtype
         if optimizer not in OPTIMIZERS:
             raise UserError(f"unknown optimizer {optimizer!r}; valid are: {', '.join(OPTIMIZERS)}")
-        self.model: nn.ModuleDict = stage.parts.to(device, memory_format=torch.channels_last)
+        stage.to(device, memory_format=torch.channels_last)
+        self.model: nn.ModuleDict = stage.parts
         self.optimizer = OPTIMIZERS[optimizer](
             self.model.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99)
         )
@@ -81,29 +116,24 @@ class Trainer:
         return self.work_dir / "checkpoint.pt"
 
     def run(self) -> None:
-        self.work_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(self.work_dir)
         self.start()
         self.model.train()
-        bar = tqdm(
-            total=self.max_steps, initial=self.step, desc=self.work_dir.name, dynamic_ncols=True
-        )
-        totals: dict[str, float] = {}
-        since, waited = time.perf_counter(), 0.0
-        while self.step < self.max_steps:
-            begun = time.perf_counter()
-            batch = self.batches(self.step)
-            waited += time.perf_counter() - begun
-            for name, value in self.train_step(batch).items():
-                totals[name] = totals.get(name, 0.0) + value
-            bar.update()
-            if self.step % self.log_interval == 0:
-                scalars = {name: total / self.log_interval for name, total in totals.items()}
-                elapsed = time.perf_counter() - since
-                self.record(scalars, elapsed / self.log_interval, waited / elapsed)
-                bar.set_postfix({name: f"{value:.4f}" for name, value in scalars.items()})
-                totals, since, waited = {}, time.perf_counter(), 0.0
-            if self.step % self.save_interval == 0 or self.step == self.max_steps:
-                self.save()
+        meter = Meter()
+        steps = range(self.step, self.max_steps)
+        with tqdm(
+            steps, self.work_dir.name, total=self.max_steps, initial=self.step, dynamic_ncols=True
+        ) as bar:
+            for step in bar:
+                with meter.waiting():
+                    batch = self.batches(step)
+                meter.add(self.train_step(batch))
+                if self.step % self.log_interval == 0:
+                    means = meter.take()
+                    self.record(means)
+                    bar.set_postfix(loss=f"{means['loss']:.4f}")
+                if self.step % self.save_interval == 0 or self.step == self.max_steps:
+                    self.save()
 
     def start(self) -> None:
         """Continue after the last checkpoint, or begin."""
@@ -125,7 +155,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * lr_factor(self.step, self.warmup_steps, self.max_steps)
         batch = batch.to(self.device)
-        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             terms = self.stage.loss(batch, generator)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
@@ -142,11 +172,10 @@ class Trainer:
             name: term.item() for name, term in terms.items()
         }
 
-    def record(self, scalars: dict[str, float], seconds: float, data_share: float) -> None:
-        line = {"step": self.step, **scalars, "seconds": seconds, "data_share": data_share}
-        line["lr"] = self.optimizer.param_groups[0]["lr"]
+    def record(self, means: dict[str, float]) -> None:
+        line = {"step": self.step, **means, "lr": self.optimizer.param_groups[0]["lr"]}
         with (self.work_dir / "scalars.jsonl").open("a") as file:
-            file.write(json.dumps({k: round(v, 6) for k, v in line.items()}) + "\n")
+            file.write(json.dumps({name: round(value, 6) for name, value in line.items()}) + "\n")
 
     def save(self) -> None:
         """The state to continue from, and beside it the averaged weights for inference."""

@@ -4,6 +4,7 @@ import argparse
 import errno
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -30,15 +31,19 @@ def run_command(
     parser: argparse.ArgumentParser,
     argv: list[str] | None = None,
 ) -> None:
-    """Parse `argv`, call `main` and exit: 0, or 2 with one line on stderr for a user's mistake.
+    """Parse `argv` and call `main`; exit with 2 and one line on stderr for a user's mistake.
 
-    `--debug` is added to every command and shows the traceback instead.
+    `--debug` is added to every command and shows the traceback instead, and the warnings of
+    libraries, which speak to programmers.
     """
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        main(args)
+        with warnings.catch_warnings():
+            if not args.debug:
+                warnings.simplefilter("ignore")
+            main(args)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except Exception as error:

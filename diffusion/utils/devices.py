@@ -8,17 +8,21 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """CUDA if there is one, else the CPU; or what torch.device takes, such as "cuda:1"."""
+    """CUDA if there is one, else the CPU; or the one named, such as "cuda:1"."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name!r} is unknown; use auto, cpu, cuda or cuda:1") from error
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name!r} is unknown; use auto, cpu, cuda or cuda:1")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: no CUDA device was found; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices")
+        raise UserError(
+            f"--device {name}: there are only {torch.cuda.device_count()} CUDA devices, from cuda:0"
+        )
     return device
 
 
