@@ -49,7 +49,7 @@ class VAEStage(Stage):
         self, *, vae: nn.Module, perceptual_weight: float = 0.1, latent_weight: float = 5e-3
     ):
         super().__init__(vae=vae)
-        self.perceptual = PerceptualDistance()
+        self.perceptual = PerceptualDistance() if perceptual_weight else None
         self.perceptual_weight, self.latent_weight = perceptual_weight, latent_weight
 
     def prepare(self, batches: Batches) -> None:

@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+from diffusion.training.losses import PerceptualDistance, charbonnier
+
+
+def test_charbonnier_is_square_near_zero_and_linear_far_away():
+    difference = torch.tensor([0.0])
+    assert charbonnier(difference) == pytest.approx(1e-2)
+    assert charbonnier(torch.tensor([100.0])) == pytest.approx(100, rel=1e-4)
+    assert charbonnier(torch.tensor([1e-3])) - 1e-2 == pytest.approx(1e-6 / 2e-2, rel=2e-2)
+
+
+@pytest.fixture(scope="module")
+def perceptual():
+    return PerceptualDistance()
+
+
+@pytest.fixture(scope="module")
+def frames():
+    rows = torch.linspace(-3, 3, 64)
+    waves = torch.sin(4 * rows)[:, None] * torch.cos(7 * rows)
+    return torch.stack([waves, waves.T]).unsqueeze(1).repeat(1, 3, 1, 1)
+
+
+def test_equal_frames_have_no_distance(perceptual, frames):
+    assert perceptual(frames, frames).tolist() == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_distance_grows_with_the_damage(perceptual, frames):
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(frames.shape, generator=generator)
+    distances = torch.stack([perceptual(frames + level * noise, frames) for level in (0.05, 0.3)])
+    assert distances.shape == (2, 2)
+    assert (distances[0] > 0).all()
+    assert (distances[1] > distances[0]).all()
+
+
+def test_the_gradient_goes_to_the_reconstruction_alone(perceptual, frames):
+    reconstruction = (0.5 * frames).requires_grad_()
+    original = frames.clone().requires_grad_()
+    perceptual(reconstruction, original).sum().backward()
+    assert reconstruction.grad.abs().max() > 0
+    assert original.grad is None
+    assert all(p.grad is None for p in perceptual.parameters())
+
+
+def test_training_mode_leaves_the_statistics_alone(perceptual, frames):
+    before = perceptual.net.bn1.running_mean.clone()
+    perceptual.train()
+    perceptual(frames, frames)
+    assert torch.equal(perceptual.net.bn1.running_mean, before)
