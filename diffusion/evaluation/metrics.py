@@ -15,13 +15,15 @@ def psnr(video: Tensor, reference: Tensor) -> Tensor:
 def ssim(video: Tensor, reference: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004): two (3, F, H, W) in [-1, 1] -> (F,).
 
-    RGB, Gaussian window of 11 with sigma 1.5, mean over channels and positions.
+    Of RGB values in [0, 1], as it depends on where black lies. Gaussian window of 11 with sigma
+    1.5, edges continued by reflection, mean over channels and positions.
     """
-    pairs = zip(
-        rearrange(video, "c f h w -> f 1 c h w").float(),
-        rearrange(reference, "c f h w -> f 1 c h w").float(),
-        strict=True,
-    )
+    pairs = zip(_pictures(video), _pictures(reference), strict=True)
     return torch.stack(
-        [structural_similarity_index_measure(a, b, data_range=2.0) for a, b in pairs]
+        [structural_similarity_index_measure(a, b, data_range=1.0) for a, b in pairs]
     )
+
+
+def _pictures(video: Tensor) -> Tensor:
+    """(3, F, H, W) in [-1, 1] -> (F, 1, 3, H, W) in [0, 1]."""
+    return rearrange((video.float() + 1) / 2, "c f h w -> f 1 c h w")
