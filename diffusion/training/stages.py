@@ -72,7 +72,11 @@ class VAEStage(Stage):
 
 
 class CompressorStage(Stage):
-    """Compressor and previewer together: an autoencoder whose middle is the compressed video."""
+    """Compressor and previewer together: an autoencoder whose middle is the compressed video.
+
+    epsilon: of the pixel loss. Large, so that the preview tends to the mean of what the latents
+        allow rather than to its median: the refiner adds the rest.
+    """
 
     def __init__(
         self,
@@ -81,8 +85,10 @@ class CompressorStage(Stage):
         previewer: nn.Module,
         perceptual_weight: float = 0.0,
         latent_weight: float = 1e-3,
+        epsilon: float = 0.1,
     ):
         super().__init__(compressor=compressor, previewer=previewer)
+        self.epsilon = epsilon
         self.perceptual = PerceptualDistance() if perceptual_weight else None
         self.perceptual_weight, self.latent_weight = perceptual_weight, latent_weight
 
@@ -94,7 +100,13 @@ class CompressorStage(Stage):
         latents = self.parts["compressor"].encoder(frames)
         preview = self.parts["previewer"].decoder(latents)
         return reconstruction_loss(
-            preview, frames, latents, self.perceptual, self.perceptual_weight, self.latent_weight
+            preview,
+            frames,
+            latents,
+            self.perceptual,
+            self.perceptual_weight,
+            self.latent_weight,
+            self.epsilon,
         )
 
 
@@ -150,10 +162,11 @@ def reconstruction_loss(
     perceptual: PerceptualDistance | None,
     perceptual_weight: float,
     latent_weight: float,
+    epsilon: float = 1e-2,
 ) -> dict[str, Tensor]:
     """Pixels, features, and half the latents' mean square (the KL to N(0, 1) at fixed width)."""
     terms = {
-        "pixels": charbonnier(reconstruction.float() - frames),
+        "pixels": charbonnier(reconstruction.float() - frames, epsilon),
         "latents": latent_weight * 0.5 * latents.float().square().mean(),
     }
     if perceptual is not None:
