@@ -12,6 +12,7 @@ video_list = ["example"]
 data = dict(type="RandomLatents", folder="work_dirs/latents", batch_size=4, size=32, num_frames=8)
 train = dict(
     stage=dict(type="RefinerStage", image_share=0.1, position_range=[8, 64, 64]),
-    max_steps=3000,
-    lr=5e-4,
+    max_steps=1500,
+    lr=8e-4,
+    ema_decay=0.995,
 )

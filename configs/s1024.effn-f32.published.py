@@ -11,3 +11,4 @@ _base_ = ["s1024.effn-f32.py"]
 refiner = dict(timestep_dtype="float16", fp32_attention=True)
 vae = dict(decode_chunk=4, decode_overlap=0)
 cascade = dict(published=True)
+reconstruct = dict(published_preprocess=True)

@@ -22,7 +22,7 @@ refiner = dict(
 )
 noise = dict(prediction_type="epsilon", learned_variance=True)
 conditioning = dict(scale=0.13025)  # the published training scaled both latents alike
-cascade = dict(window=8, window_overlap=4, tile=128, tile_overlap=32)
+cascade = dict(window=8, window_overlap=4, tile=128)
 weights = dict(
     compressor="pretrained/effnet_encoder.safetensors",
     previewer="pretrained/previewer.safetensors",

@@ -4,7 +4,7 @@ model_id = "compact.effn-f32"
 compressor = dict(type="CompactCompressor")
 previewer = dict(type="CompactPreviewer")
 vae = dict(type="CompactVAE")
-cut_space, cut_time, full = [1, 4], [4, 1], None
+cut_space, cut_time, cut_both = [1, 4], [4, 1], [2, 2]
 refiner = dict(
     type="VideoDiT",
     condition_channels=16 + 4,  # semantic latents and the VAE latents of the preview
@@ -12,10 +12,10 @@ refiner = dict(
     depth=8,
     num_heads=6,
     learned_variance=False,
-    grids=[cut_space, cut_time, cut_space, cut_time, full, cut_space, cut_time, full],
+    grids=[cut_space, cut_time, cut_space, cut_time, cut_both] + [cut_space, cut_time, cut_both],
 )
 noise = dict(prediction_type="v_prediction")
-conditioning = dict(residual_std=[1.0, 1.0, 1.0, 1.0])
+conditioning = dict(residual_std=[0.40, 0.42, 0.57, 0.74])
 cascade = dict(window=8, window_overlap=2)
 weights = dict(
     compressor="pretrained/compact/compressor.safetensors",
@@ -24,4 +24,4 @@ weights = dict(
     refiner="pretrained/compact/refiner.safetensors",
 )
 reconstruct = dict(max_short_edge=512, num_frames=16)
-del cut_space, cut_time, full
+del cut_space, cut_time, cut_both

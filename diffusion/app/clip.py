@@ -4,7 +4,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion.data.transforms import crop_square, resize_short_edge
+from diffusion.data.transforms import (
+    crop_square,
+    published_preprocess,
+    resize_short_edge,
+    to_float,
+    to_uint8,
+)
 from diffusion.data.video_io import Clip, VideoReader, read_video
 
 
@@ -14,6 +20,7 @@ class ClipOptions:
 
     num_frames: None is all there are from `start`, but no more than `max_frames`.
     size: short edge in pixels; None keeps the video's, but no more than `max_short_edge`.
+    published_preprocess: blur, resize and crop as the published implementation did.
     """
 
     start: int = 0
@@ -23,6 +30,7 @@ class ClipOptions:
     square: bool = False
     max_frames: int | None = None
     max_short_edge: int | None = None
+    published_preprocess: bool = False
 
 
 def read_clip(path: str | Path, options: ClipOptions) -> Clip:
@@ -36,6 +44,9 @@ def read_clip(path: str | Path, options: ClipOptions) -> Clip:
     video = crop_square(clip.video) if options.square else clip.video
     short_edge = min(video.shape[-2:])
     size = options.size or min(short_edge, options.max_short_edge or short_edge)
+    if options.published_preprocess:
+        frames = published_preprocess(to_uint8(video), size)
+        return Clip(to_float(frames), clip.fps)
     return Clip(video if size == short_edge else resize_short_edge(video, size), clip.fps)
 
 

@@ -18,8 +18,8 @@ from diffusion.utils.errors import UserError
 # The default of --config; relative to the project when not found from the working directory.
 DEFAULT_CONFIG = "configs/compact.effn-f32.py"
 
-# What a config's `reconstruct` may hold: limits for clips of which the user says no more.
-CLIP_LIMITS = ("num_frames", "max_short_edge")
+# What a config's `reconstruct` may hold: what holds for clips of which the user says no more.
+CLIP_LIMITS = ("num_frames", "max_short_edge", "published_preprocess")
 
 
 def whole_number(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
@@ -106,6 +106,7 @@ def clip_options(args: argparse.Namespace, config: Mapping[str, Any]) -> ClipOpt
         square=args.square,
         max_frames=None if args.num_frames == "all" else limits.get("num_frames"),
         max_short_edge=limits.get("max_short_edge"),
+        published_preprocess=limits.get("published_preprocess", False),
     )
 
 

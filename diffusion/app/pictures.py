@@ -1,7 +1,5 @@
 """Labelled comparisons, to be looked at."""
 
-from collections.abc import Mapping
-
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -20,29 +18,28 @@ def label_strip(names: list[str], width: int) -> np.ndarray:
     return np.asarray(strip)
 
 
-def side_by_side(videos: Mapping[str, np.ndarray]) -> np.ndarray:
-    """name -> (F, H, W, 3) uint8, all of one size -> (F, LABEL_HEIGHT + H, W * n, 3)."""
-    frames = np.concatenate(list(videos.values()), axis=2)
-    columns = next(iter(videos.values())).shape[2]
-    strip = label_strip(list(videos), columns)
+def with_labels(frames: np.ndarray, names: list[str]) -> np.ndarray:
+    """(F, H, n * W, 3) uint8, n columns -> (F, LABEL_HEIGHT + H, n * W, 3), a name above each."""
+    strip = label_strip(names, frames.shape[2] // len(names))
     return np.concatenate([np.broadcast_to(strip, (len(frames), *strip.shape)), frames], axis=1)
 
 
-def comparison_picture(videos: Mapping[str, np.ndarray], frame: int) -> Image.Image:
-    """One frame of each side by side, and below it the most detailed part, enlarged ZOOM times."""
-    frames = {name: video[frame] for name, video in videos.items()}
-    original = next(iter(frames.values()))
-    top, left, height, width = most_detailed(original)
+def comparison_picture(frame: np.ndarray, names: list[str]) -> Image.Image:
+    """(H, n * W, 3) uint8, the original first -> labelled, and enlarged below.
+
+    What is enlarged, ZOOM times, is the part of the original with the most detail.
+    """
+    columns = np.split(frame, len(names), axis=1)
+    top, left, height, width = most_detailed(columns[0])
+    size = (columns[0].shape[1], columns[0].shape[0])
     enlarged = [
-        np.asarray(
-            Image.fromarray(picture[top : top + height, left : left + width]).resize(
-                (original.shape[1], original.shape[0]), Image.Resampling.NEAREST
-            )
+        Image.fromarray(column[top : top + height, left : left + width]).resize(
+            size, Image.Resampling.NEAREST
         )
-        for picture in frames.values()
+        for column in columns
     ]
-    whole = side_by_side({name: picture[None] for name, picture in frames.items()})[0]
-    return Image.fromarray(np.concatenate([whole, np.concatenate(enlarged, axis=1)], axis=0))
+    rows = [with_labels(frame[None], names)[0], np.concatenate(enlarged, axis=1)]
+    return Image.fromarray(np.concatenate(rows, axis=0))
 
 
 def most_detailed(picture: np.ndarray) -> tuple[int, int, int, int]:

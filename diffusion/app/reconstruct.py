@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusion.app.pictures import comparison_picture, side_by_side
+from diffusion.app.pictures import comparison_picture, with_labels
 from diffusion.app.stages import Stages, peak_memory_mb
 from diffusion.data.latents import LatentsInfo, load_latents, save_latents
-from diffusion.data.transforms import resize, to_uint8
+from diffusion.data.transforms import resize, side_by_side, to_uint8
 from diffusion.data.video_io import Clip, VideoWriter
 from diffusion.evaluation.metrics import psnr, ssim
 from diffusion.pipelines.cascade import CascadePipeline
@@ -114,21 +114,18 @@ def reconstruct(
 def write_results(result: Reconstruction, folder: Path) -> None:
     """All OUTPUTS but the metrics."""
     save_latents(folder / "latents.safetensors", result.latents, result.info)
-    videos = {
-        "original": to_uint8(result.original),
-        "without LDM": to_uint8(result.preview),
-        "with LDM": to_uint8(result.restored),
-    }
+    names = ["original", "without LDM", "with LDM"]
+    columns = to_uint8(side_by_side([result.original, result.preview, result.restored]))
     outputs = {
-        "preview.mp4": videos["without LDM"],
-        "recon.mp4": videos["with LDM"],
-        "compare.mp4": side_by_side(videos),
+        "preview.mp4": to_uint8(result.preview),
+        "recon.mp4": to_uint8(result.restored),
+        "compare.mp4": with_labels(columns, names),
     }
     for name, frames in outputs.items():
         with VideoWriter(folder / name, result.info.fps) as writer:
             for frame in track(frames):
                 writer.write(frame[None])
-    picture = comparison_picture(videos, len(videos["original"]) // 2)
+    picture = comparison_picture(columns[len(columns) // 2], names)
     with replacing(folder / "compare.png") as partial:
         picture.save(partial, format="png")
 

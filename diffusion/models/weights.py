@@ -7,7 +7,6 @@ DiT is the only one that is ever read, and only as `weights_only`.
 import pickle
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import safetensors.torch
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from diffusion.utils.errors import WeightsError
+from diffusion.utils.files import make_folder, replacing
 
 StateDict = dict[str, Tensor]
 
@@ -98,19 +98,9 @@ def save_weights(
     path = Path(path)
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-        mode = partial.stat().st_mode
+    make_folder(path.parent)
+    with replacing(path) as partial:
         safetensors.torch.save_file(state, partial, metadata=dict(metadata))
-        partial.chmod(mode)  # safetensors makes files that only their owner can read
-        partial.replace(path)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: cannot be written ({error})") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

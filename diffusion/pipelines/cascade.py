@@ -20,7 +20,7 @@ from diffusion.pipelines.windows import (
     published_tiles,
     published_windows,
 )
-from diffusion.utils.errors import UserError
+from diffusion.utils.errors import ConfigError, UserError
 
 
 class CascadePipeline:
@@ -32,7 +32,8 @@ class CascadePipeline:
 
     window, window_overlap: frames that the refiner takes at a time; longer clips go through
         overlapping windows that are blended at every sampler step.
-    tile, tile_overlap: the same for rows and columns of VAE latents; None takes whole frames.
+    tile, tile_overlap: the same for rows and columns of VAE latents. Without a tile the refiner
+        takes whole frames; without an overlap it is a quarter of the tile.
     published: sample as the published implementation did, defects included: tiles overwrite each
         other, windows are blended unevenly, DDIM clips, DPM-Solver++ stops short of zero noise.
     """
@@ -49,7 +50,7 @@ class CascadePipeline:
         window: int = 8,
         window_overlap: int = 4,
         tile: int | None = None,
-        tile_overlap: int = 16,
+        tile_overlap: int | None = None,
         published: bool = False,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -59,7 +60,8 @@ class CascadePipeline:
         self.noise = noise
         self.conditioning = conditioning
         self.window, self.window_overlap = window, window_overlap
-        self.tile, self.tile_overlap = tile, tile_overlap
+        self.tile = tile
+        self.tile_overlap = (tile or 0) // 4 if tile_overlap is None else tile_overlap
         self.published = published
         self.device, self.dtype = torch.device(device), dtype
         for part in filter(None, (compressor, previewer, vae, refiner)):
@@ -68,6 +70,7 @@ class CascadePipeline:
         # run under autocast, because their last layers are what the eye sees.
         if refiner is not None:
             refiner.to(dtype)
+            self._check_windows()
 
     def encode(self, video: Tensor) -> Tensor:
         """(B, 3, F, H, W) -> (B, C, F, h, w); sides are padded by reflection to multiples of 32.
@@ -159,6 +162,21 @@ class CascadePipeline:
             return None
         return self.encode_vae(self.preview(latents) if preview is None else preview)
 
+    def _check_windows(self) -> None:
+        """Refuse windows and tiles that the refiner's grids cannot take."""
+        time, space, _ = self.refiner.size_multiple
+        for name, length, overlap, multiple in (
+            ("window", self.window, self.window_overlap, time),
+            ("tile", self.tile, self.tile_overlap, space),
+        ):
+            if length is None:
+                continue
+            if length < 1 or length % multiple or not 0 <= overlap < length:
+                raise ConfigError(
+                    f"cascade.{name}={length} with {name}_overlap={overlap} does not fit this "
+                    f"model; use a multiple of {multiple} that is larger than the overlap"
+                )
+
     def _denoiser(self, condition: Tensor):
         """predict(x_t, t) over the whole clip: padded to what the grids need, window by window."""
         frames, rows, columns = condition.shape[2:]
@@ -185,7 +203,7 @@ class CascadePipeline:
     def _windows(self, size: tuple[int, int, int]) -> Windows:
         frames, rows, columns = size
         tile, patch = self.tile or max(rows, columns), self.refiner.patch_size
-        overlap = min(self.tile_overlap, tile - patch)
+        overlap = self.tile_overlap
         if self.published:
             return Windows(
                 published_windows(frames, self.window),

@@ -17,7 +17,7 @@ from diffusion.models.weights import (
     read_state_dict,
     save_weights,
 )
-from diffusion.utils.errors import WeightsError
+from diffusion.utils.errors import UserError, WeightsError
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(network, tmp_path, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(safetensors.torch, "save_file", write_half)
-    with pytest.raises(WeightsError, match=r"a\.safetensors: cannot be written .*No space left"):
+    with pytest.raises(UserError, match=r"a\.safetensors: cannot be written .*No space left"):
         save_weights(network, path, {"version": "new"})
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
     assert read_metadata(path) == {"version": "old"}

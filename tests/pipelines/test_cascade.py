@@ -18,7 +18,7 @@ from diffusion.models import (
 from diffusion.noise.gaussian import GaussianDiffusion
 from diffusion.pipelines.cascade import CascadePipeline
 from diffusion.pipelines.conditioning import Conditioning
-from diffusion.utils.errors import UserError
+from diffusion.utils.errors import ConfigError, UserError
 
 EULER_NOISE = "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor"
 
@@ -190,6 +190,21 @@ def test_a_single_frame_is_restored_as_an_image():
     for frames in (1, 2):
         pipeline.restore(torch.randn(1, 16, frames, 2, 2), steps=1)
     assert modes == [True, False]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window": 0},
+        {"window": 3},
+        {"window_overlap": 4},
+        {"tile": 6},
+        {"tile_overlap": -1, "tile": 8},
+    ],
+)
+def test_windows_that_do_not_fit_the_grids_are_refused(options):
+    with pytest.raises(ConfigError, match="use a multiple of"):
+        tiny_cascade(**options)
 
 
 def test_frames_too_small_to_pad_are_refused():
