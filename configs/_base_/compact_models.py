@@ -16,7 +16,7 @@ refiner = dict(
 )
 noise = dict(prediction_type="v_prediction")
 conditioning = dict(residual_std=[0.40, 0.42, 0.57, 0.74])
-cascade = dict(window=8, window_overlap=2)
+cascade = dict(window=8, window_overlap=2, euler_a_spacing="angle")
 weights = dict(
     compressor="pretrained/compact/compressor.safetensors",
     previewer="pretrained/compact/previewer.safetensors",

@@ -34,6 +34,7 @@ class CascadePipeline:
         overlapping windows that are blended at every sampler step.
     tile, tile_overlap: the same for rows and columns of VAE latents. Without a tile the refiner
         takes whole frames; without an overlap it is a quarter of the tile.
+    euler_a_spacing: see build_sampler.
     published: sample as the published implementation did, defects included: tiles overwrite each
         other, windows are blended unevenly, DDIM clips, DPM-Solver++ stops short of zero noise.
     """
@@ -51,6 +52,7 @@ class CascadePipeline:
         window_overlap: int = 4,
         tile: int | None = None,
         tile_overlap: int | None = None,
+        euler_a_spacing: str = "even",
         published: bool = False,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -62,6 +64,7 @@ class CascadePipeline:
         self.window, self.window_overlap = window, window_overlap
         self.tile = tile
         self.tile_overlap = (tile or 0) // 4 if tile_overlap is None else tile_overlap
+        self.euler_a_spacing = euler_a_spacing
         self.published = published
         self.device, self.dtype = torch.device(device), dtype
         for part in filter(None, (compressor, previewer, vae, refiner)):
@@ -145,6 +148,7 @@ class CascadePipeline:
             prediction_type=self.noise.prediction_type,
             num_train_timesteps=self.noise.num_train_timesteps,
             beta_schedule=self.noise.beta_schedule,
+            euler_a_spacing=self.euler_a_spacing,
             published=self.published,
         )
         predict = self._denoiser(condition)

@@ -159,3 +159,28 @@ def test_settings_that_cannot_work_are_refused():
         build_sampler("ddim", num_inference_steps=0)
     with pytest.raises(ConfigError, match="use 'ddim'"):
         build_sampler("euler_a", num_inference_steps=8, prediction_type="sample")
+
+
+def test_spacing_by_angle_is_even_in_angle_and_ends_at_zero():
+    sampler = build_sampler("euler_a", num_inference_steps=8, euler_a_spacing="angle")
+    angles = sampler.sigmas.double().atan()
+    torch.testing.assert_close(angles.diff(), torch.full((8,), -angles[0].item() / 8).double())
+    assert sampler.timesteps[0] == 999
+    assert (sampler.timesteps.diff() < 0).all()
+
+
+def test_spacing_by_angle_still_recovers_x0():
+    x0 = torch.randn(1, 4, 2, 6, 6)
+    sampler = build_sampler(
+        "euler_a",
+        num_inference_steps=8,
+        prediction_type="v_prediction",
+        euler_a_spacing="angle",
+    )
+    out = denoise(oracle("v_prediction", x0), sampler, torch.randn_like(x0))
+    torch.testing.assert_close(out, x0, atol=2e-2, rtol=0)
+
+
+def test_unknown_spacing_is_refused():
+    with pytest.raises(ConfigError, match="euler_a_spacing 'angel'"):
+        build_sampler("euler_a", num_inference_steps=8, euler_a_spacing="angel")

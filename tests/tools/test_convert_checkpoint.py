@@ -53,3 +53,12 @@ def test_output_must_be_safetensors(monkeypatch, capsys, checkpoint, tmp_path):
     assert convert(monkeypatch, checkpoint, "-o", output) == 2
     assert "must end in .safetensors" in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_changes_the_number_format(monkeypatch, checkpoint, tmp_path):
+    full, half = tmp_path / "full.safetensors", tmp_path / "half.safetensors"
+    assert convert(monkeypatch, checkpoint, "-o", full) == 0
+    assert convert(monkeypatch, full, "-o", half, "--dtype", "fp16") == 0
+    weight = read_state_dict(half)["weight"]
+    assert weight.dtype == torch.float16
+    assert weight.tolist() == [1.0, 2.0]
