@@ -28,6 +28,7 @@ TOP_LEVEL = {
     "video_list": "training videos",
     "data": "training data",
     "train": "stage, optimizer and loop of tools/train.py",
+    "validation": "clips reconstructed while training",
 }
 
 

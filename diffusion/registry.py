@@ -33,11 +33,16 @@ def keyword_parameters(target: Callable) -> dict[str, inspect.Parameter]:
 
 
 class Registry:
-    """What a config's `type` may name, e.g. Registry("model", [VideoDiT, VideoVAE])."""
+    """What a config's `type` may name, e.g. Registry("model", [VideoDiT, VideoVAE]).
 
-    def __init__(self, kind: str, classes: Iterable[Callable]):
+    aliases: further names, for classes that are better known by another one.
+    """
+
+    def __init__(
+        self, kind: str, classes: Iterable[Callable], aliases: Mapping[str, Callable] | None = None
+    ):
         self.kind = kind
-        self.classes = {cls.__name__: cls for cls in classes}
+        self.classes = {cls.__name__: cls for cls in classes} | dict(aliases or {})
 
     def require(self, name: str, where: str) -> Callable:
         """The class of that name; `where` the config names it, for errors."""

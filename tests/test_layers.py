@@ -11,7 +11,8 @@ LAYERS = (
     {"utils", "registry", "config"},
     {"models", "data", "noise"},
     {"pipelines"},
-    {"training", "evaluation"},
+    {"evaluation"},
+    {"training"},
     {"app"},
     {"tools"},
 )

@@ -1,7 +1,9 @@
 """The Gaussian diffusion process: its schedule, its conversions and its training loss.
 
 Equation numbers: DDPM is Ho et al. 2020, IDDPM is Nichol & Dhariwal 2021, v-prediction is Salimans
-& Ho 2022. The process knows neither the network nor the sampler.
+& Ho 2022, rectified flow is Liu et al. 2022 (arXiv:2209.03003), min-SNR is Hang et al. 2023
+(arXiv:2303.09556), logit-normal times are Esser et al. 2024 (arXiv:2403.03206). The process knows
+neither the network nor the sampler.
 """
 
 import math
@@ -13,14 +15,15 @@ from torch import Tensor
 
 from diffusion.utils.errors import ConfigError
 
-PREDICTION_TYPES: Final = ("epsilon", "v_prediction", "sample")
+PREDICTION_TYPES: Final = ("epsilon", "v_prediction", "sample", "flow_prediction")
+TIME_DISTRIBUTIONS: Final = ("uniform", "logit_normal")
 
 
 class LossTerms(NamedTuple):
     """Per video, (B,) each; `loss` is what training minimises the mean of."""
 
     loss: Tensor
-    mse: Tensor
+    mse: Tensor  # unweighted
     vb: Tensor | None  # in bits per latent value; None without a learned variance
 
 
@@ -30,14 +33,32 @@ def linear_betas(num_steps: int) -> Tensor:
     return torch.linspace(scale * 1e-4, scale * 0.02, num_steps, dtype=torch.float64)
 
 
-BETA_SCHEDULES: Final[dict[str, Callable[[int], Tensor]]] = {"linear": linear_betas}
+def cosine_betas(num_steps: int) -> Tensor:
+    """IDDPM (17), each at most 0.999: (num_steps,) float64."""
+    times = torch.arange(num_steps + 1, dtype=torch.float64) / num_steps
+    alphas_cumprod = ((times + 0.008) / 1.008 * math.pi / 2).cos().square()
+    return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(max=0.999)
+
+
+# By the names that diffusers' samplers know them by.
+BETA_SCHEDULES: Final[dict[str, Callable[[int], Tensor]]] = {
+    "linear": linear_betas,
+    "squaredcos_cap_v2": cosine_betas,
+}
 
 
 class GaussianDiffusion:
     """x_t = alpha_t * x0 + sigma_t * noise, with alpha_t^2 + sigma_t^2 = 1.
 
+    With "flow_prediction" it is rectified flow instead: alpha_t + sigma_t = 1, times are fractions
+    of `num_train_timesteps`, and the network predicts the velocity of x_t.
+
     Everywhere x0, x_t and noise are (B, C, F, H, W), and t is (B,), or (B, F) where frames have
     times of their own. With `learned_variance` a prediction has 2 * C channels, the variance last.
+
+    beta_schedule: of the timesteps; a flow has none.
+    time_distribution: of the times in training. "logit_normal": the middle is more likely.
+    min_snr_gamma: weigh the loss by min-SNR, with this gamma (its authors' is 5). None: by nothing.
     """
 
     def __init__(
@@ -47,13 +68,24 @@ class GaussianDiffusion:
         beta_schedule: str = "linear",
         prediction_type: str = "epsilon",
         learned_variance: bool = False,
+        time_distribution: str = "uniform",
+        min_snr_gamma: float | None = None,
     ) -> None:
         _require("beta_schedule", beta_schedule, tuple(BETA_SCHEDULES))
         _require("prediction_type", prediction_type, PREDICTION_TYPES)
+        _require("time_distribution", time_distribution, TIME_DISTRIBUTIONS)
+        if learned_variance and prediction_type == "flow_prediction":
+            raise ConfigError(
+                "flow_prediction has no variance to learn; set learned_variance=False"
+            )
+        if min_snr_gamma is not None and min_snr_gamma <= 0:
+            raise ConfigError(f"min_snr_gamma={min_snr_gamma} must be above 0, e.g. 5, or None")
         self.num_train_timesteps = num_train_timesteps
         self.beta_schedule = beta_schedule
         self.prediction_type = prediction_type
         self.learned_variance = learned_variance
+        self.time_distribution = time_distribution
+        self.min_snr_gamma = min_snr_gamma
 
         self.betas = BETA_SCHEDULES[beta_schedule](num_train_timesteps)  # (T,) float64, as all here
         self.alphas_cumprod = (1 - self.betas).cumprod(0)
@@ -68,14 +100,23 @@ class GaussianDiffusion:
             (1 - before) * (1 - self.betas).sqrt() / (1 - self.alphas_cumprod)
         )
 
-    def sample_times(
-        self, count: int, device: torch.device, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """(count,) timesteps, all equally likely."""
-        return torch.randint(self.num_train_timesteps, (count,), device=device, generator=generator)
+    def times(self, quantiles: Tensor) -> Tensor:
+        """(B,) uniform in [0, 1) -> (B,) timesteps: whole, but for a flow."""
+        fractions = quantiles.double()
+        if self.time_distribution == "logit_normal":
+            fractions = torch.special.ndtri(fractions).sigmoid()  # Esser et al., section 3.1
+        times = fractions * self.num_train_timesteps
+        return times.float() if self.is_flow else times.long()
+
+    @property
+    def is_flow(self) -> bool:
+        return self.prediction_type == "flow_prediction"
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at t, each (B, 1, 1 or F, 1, 1) float32. DDPM (4)."""
+        """alpha and sigma at t, each (B, 1, 1 or F, 1, 1) float32. DDPM (4); rectified flow (1)."""
+        if self.is_flow:
+            sigma = _broadcast(t).float() / self.num_train_timesteps
+            return 1 - sigma, sigma
         return _at(self.alphas_cumprod.sqrt(), t), _at((1 - self.alphas_cumprod).sqrt(), t)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -89,6 +130,8 @@ class GaussianDiffusion:
             return noise
         if self.prediction_type == "sample":
             return x0
+        if self.is_flow:
+            return noise - x0
         alpha, sigma = self.marginal(t)
         return alpha * noise - sigma * x0
 
@@ -99,6 +142,8 @@ class GaussianDiffusion:
             return (x_t - sigma * prediction) / alpha
         if self.prediction_type == "sample":
             return prediction
+        if self.is_flow:
+            return x_t - sigma * prediction
         return alpha * x_t - sigma * prediction
 
     def predicted_noise(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -108,7 +153,27 @@ class GaussianDiffusion:
             return prediction
         if self.prediction_type == "sample":
             return (x_t - alpha * prediction) / sigma
+        if self.is_flow:
+            return x_t + alpha * prediction
         return alpha * prediction + sigma * x_t
+
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """Factor on the squared error of the prediction at t, (B, 1, 1 or F, 1, 1). Min-SNR (8).
+
+        The error of x0 weighs min(SNR, gamma), SNR being alpha^2 / sigma^2. It is sigma^2 / alpha^2
+        times that of epsilon, and sigma^2 times that of v and of a velocity (see `predicted_x0`).
+        """
+        alpha, sigma = self.marginal(t)
+        if self.min_snr_gamma is None:
+            return torch.ones_like(alpha)
+        smaller = torch.minimum(
+            alpha**2, self.min_snr_gamma * sigma**2
+        )  # min(SNR, gamma) * sigma^2
+        if self.prediction_type == "epsilon":
+            return smaller / alpha**2
+        if self.prediction_type == "sample":
+            return smaller / sigma**2
+        return smaller
 
     def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(x_{t-1} | x_t, x0). DDPM (6), (7)."""
@@ -131,13 +196,16 @@ class GaussianDiffusion:
         """
         prediction, x0, noise = prediction.float(), x0.float(), noise.float()
         x_t = self.add_noise(x0, noise, t) if x_t is None else x_t.float()
-        if not self.learned_variance:
-            mse = _video_mean((prediction - self.target(x0, noise, t)) ** 2)
-            return LossTerms(mse, mse, None)
-        prediction, values = prediction.chunk(2, dim=1)
-        mse = _video_mean((prediction - self.target(x0, noise, t)) ** 2)
+        values = None
+        if self.learned_variance:
+            prediction, values = prediction.chunk(2, dim=1)
+        error = (prediction - self.target(x0, noise, t)) ** 2
+        mse = _video_mean(error)
+        loss = mse if self.min_snr_gamma is None else _video_mean(self.loss_weight(t) * error)
+        if values is None:
+            return LossTerms(loss, mse, None)
         vb = self.variational_bound(prediction.detach(), values, x0, x_t, t)
-        return LossTerms(mse + vb, mse, vb)
+        return LossTerms(loss + vb, mse, vb)
 
     def variational_bound(
         self, prediction: Tensor, values: Tensor, x0: Tensor, x_t: Tensor, t: Tensor

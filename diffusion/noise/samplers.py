@@ -1,7 +1,6 @@
 """Samplers by name, as diffusers schedulers, and the one loop that runs them."""
 
 import copy
-import difflib
 from collections.abc import Callable
 from typing import Final
 
@@ -11,10 +10,13 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     SchedulerMixin,
 )
 from torch import Tensor
 
+from diffusion.registry import nearest
 from diffusion.utils.errors import ConfigError
 from diffusion.utils.progress import track
 
@@ -37,7 +39,8 @@ def build_sampler(
 ) -> SchedulerMixin:
     """A scheduler of the given noise schedule, with its timesteps set.
 
-    name: "euler_a", "ddim" or "dpmpp" (DPM-Solver++ 2M).
+    name: "euler_a", "ddim", "dpmpp" (DPM-Solver++ 2M) or "euler". A flow ("flow_prediction") takes
+        "euler" or "dpmpp".
     euler_a_spacing: "even" in timesteps, or "angle": even in arctan(sigma / alpha), as a cosine
         schedule would be (IDDPM (17)). With linear betas and data of unit variance, half of the
         even steps go by before anything but noise can be seen.
@@ -45,18 +48,20 @@ def build_sampler(
         pure noise and clips its x0 to [-1, 1], DPM-Solver++ stops short of zero noise.
     """
     if name not in SAMPLERS:
-        raise ConfigError(f"unknown sampler {name!r}{_nearest(name)}; known: {', '.join(SAMPLERS)}")
+        raise ConfigError(f"unknown sampler {name!r}, {nearest(name.lower(), SAMPLERS)}")
     if not 1 <= num_inference_steps <= num_train_timesteps:
         raise ConfigError(
             f"{num_inference_steps} sampling steps asked for; use 1 to {num_train_timesteps}"
         )
+    if euler_a_spacing not in ("even", "angle"):
+        raise ConfigError(f"euler_a_spacing {euler_a_spacing!r} is not 'even' or 'angle'")
+    if prediction_type == "flow_prediction":
+        return _flow(name, num_inference_steps, num_train_timesteps)
     process = {
         "prediction_type": prediction_type,
         "num_train_timesteps": num_train_timesteps,
         "beta_schedule": beta_schedule,
     }
-    if euler_a_spacing not in ("even", "angle"):
-        raise ConfigError(f"euler_a_spacing {euler_a_spacing!r} is not 'even' or 'angle'")
     sampler = SAMPLERS[name](num_inference_steps, published, process)
     if name == "euler_a" and euler_a_spacing == "angle":
         _space_by_angle(sampler, num_inference_steps)
@@ -69,20 +74,19 @@ def denoise(
     sampler: SchedulerMixin,
     noise: Tensor,
     generator: torch.Generator | None = None,
-    on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Noise of unit variance (B, C, F, H, W) -> latents of the same shape, in float32.
 
     The noise of stochastic samplers comes from `generator`. `sampler` is left as it was.
     """
     sampler = copy.deepcopy(sampler)  # schedulers count their steps and remember predictions
-    x = noise.float() * sampler.init_noise_sigma
-    for i, t in enumerate(track(sampler.timesteps)):
+    # a flow starts from unit noise, and its x_t need no scaling
+    is_flow = isinstance(sampler, FlowMatchEulerDiscreteScheduler)
+    x = noise.float() if is_flow else noise.float() * sampler.init_noise_sigma
+    for t in track(sampler.timesteps):
         timestep = t.to(x.device).expand(len(x))
-        prediction = predict(sampler.scale_model_input(x, t), timestep)
+        prediction = predict(x if is_flow else sampler.scale_model_input(x, t), timestep)
         x = sampler.step(prediction.float(), t, x, generator=generator).prev_sample
-        if on_step is not None:
-            on_step(i, x)
     return x
 
 
@@ -91,6 +95,33 @@ def _euler_ancestral(steps: int, published: bool, process: dict) -> SchedulerMix
         raise ConfigError("sampler 'euler_a' cannot follow prediction_type 'sample'; use 'ddim'")
     sampler = EulerAncestralDiscreteScheduler(**process)
     sampler.set_timesteps(steps)
+    # A step subtracts squares of sigmas. Cosine betas begin at a sigma of 20,000, where float32
+    # can round the difference to below zero, whose root is not a number.
+    sampler.sigmas = sampler.sigmas.double()
+    return sampler
+
+
+def _euler(steps: int, published: bool, process: dict) -> SchedulerMixin:
+    sampler = EulerDiscreteScheduler(**process)
+    sampler.set_timesteps(steps)
+    return sampler
+
+
+def _flow(name: str, steps: int, num_train_timesteps: int) -> SchedulerMixin:
+    """Even steps of sigma from 1 down to 0."""
+    if name == "dpmpp":
+        sampler = DPMSolverMultistepScheduler(
+            num_train_timesteps=num_train_timesteps,
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            euler_at_final=True,
+        )
+        sampler.set_timesteps(steps)
+        return sampler
+    if name != "euler":
+        raise ConfigError(f"sampler {name!r} cannot follow a flow; use 'euler' or 'dpmpp'")
+    sampler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=num_train_timesteps)
+    sampler.set_timesteps(sigmas=(np.arange(steps, 0, -1) / steps).tolist())
     return sampler
 
 
@@ -101,7 +132,7 @@ def _space_by_angle(sampler: EulerAncestralDiscreteScheduler, steps: int) -> Non
     wanted = angles[-1] * np.arange(steps, 0, -1) / steps
     timesteps = np.interp(wanted, angles, np.arange(len(angles)))
     sampler.timesteps = torch.from_numpy(timesteps).float()
-    sampler.sigmas = torch.from_numpy(np.append(np.tan(wanted), 0.0)).float()
+    sampler.sigmas = torch.from_numpy(np.append(np.tan(wanted), 0.0))
 
 
 def _ddim(steps: int, published: bool, process: dict) -> SchedulerMixin:
@@ -140,9 +171,5 @@ SAMPLERS: Final[dict[str, Callable[[int, bool, dict], SchedulerMixin]]] = {
     "euler_a": _euler_ancestral,
     "ddim": _ddim,
     "dpmpp": _dpm_solver,
+    "euler": _euler,
 }
-
-
-def _nearest(name: str) -> str:
-    close = difflib.get_close_matches(name.lower(), SAMPLERS, n=1, cutoff=0.4)
-    return f", did you mean {close[0]!r}?" if close else ""

@@ -8,8 +8,6 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
-import torch
-
 from diffusion.utils.errors import UserError
 
 USER_ERROR = 2  # exit code of everything that the user can mend
@@ -58,8 +56,11 @@ def one_line(error: Exception) -> str | None:
     """What a user should read about `error`; None if it is a defect of ours."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if (
+        isinstance(error, MemoryError)
+        # torch's by its name: importing torch takes seconds, for which --help need not wait
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
     ):
         return OUT_OF_MEMORY
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -1,17 +1,17 @@
 """Progress without knowing who watches: long loops are `track`ed, commands install a display."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
 T = TypeVar("T")
-Display = Callable[[Sequence[T]], Iterator[T]]
+Display = Callable[[Iterable[T]], Iterator[T]]
 
 _display: ContextVar[Display] = ContextVar("display", default=iter)
 
 
-def track(items: Sequence[T]) -> Iterator[T]:
+def track(items: Iterable[T]) -> Iterator[T]:
     """Iterate over `items`, telling the display, if one is installed."""
     return _display.get()(items)
 

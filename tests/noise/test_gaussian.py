@@ -1,3 +1,6 @@
+import math
+from itertools import product
+
 import golden_data
 import pytest
 import recipe
@@ -80,8 +83,15 @@ def test_conversions_invert_add_noise(prediction_type):
     )
 
 
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-@pytest.mark.parametrize("learned_variance", [False, True])
+@pytest.mark.parametrize(
+    ("prediction_type", "learned_variance"),
+    # a flow has no variance to learn, see the last test
+    [
+        pair
+        for pair in product(PREDICTION_TYPES, [False, True])
+        if pair != ("flow_prediction", True)
+    ],
+)
 def test_the_loss_of_the_truth_is_zero(prediction_type, learned_variance):
     process = GaussianDiffusion(prediction_type=prediction_type, learned_variance=learned_variance)
     x0, noise = draw()
@@ -148,18 +158,105 @@ def test_kl_agrees_with_torch():
     torch.testing.assert_close(gaussian_kl(mean_p, log_var_p, mean_q, log_var_q), expected)
 
 
-def test_times_are_drawn_from_the_generator_over_the_whole_range():
-    process = GaussianDiffusion()
-    first, again = (
-        process.sample_times(5000, torch.device("cpu"), torch.Generator().manual_seed(3))
-        for _ in range(2)
+def test_times_cover_every_step_alike():
+    quantiles = (torch.arange(5000) + 0.5) / 5000
+    assert torch.equal(
+        GaussianDiffusion().times(quantiles), torch.arange(1000).repeat_interleave(5)
     )
-    assert torch.equal(first, again)
-    assert first.min() < 10
-    assert first.max() in range(990, 1000)
 
 
-@pytest.mark.parametrize("option", [{"prediction_type": "eps"}, {"beta_schedule": "linaer"}])
-def test_unknown_options_are_refused(option):
-    with pytest.raises(ConfigError, match="is not one of"):
+def test_logit_normal_times_are_distributed_as_their_name_says():
+    quantiles = (torch.arange(4000) + 0.5) / 4000
+    for prediction_type in ("epsilon", "flow_prediction"):
+        process = GaussianDiffusion(
+            prediction_type=prediction_type, time_distribution="logit_normal"
+        )
+        fractions = (process.times(quantiles).double() + 0.5) / 1000
+        logits = fractions.logit()
+        assert logits.mean().item() == pytest.approx(0, abs=0.02)
+        assert logits.std().item() == pytest.approx(1, abs=0.02)
+        assert process.times(torch.zeros(1)) == 0  # the quantile that has no logit
+
+
+def test_a_flow_goes_in_straight_lines_from_data_to_noise():
+    process = GaussianDiffusion(prediction_type="flow_prediction")
+    x0, noise = draw()
+    times = process.times(torch.tensor([0.0, 0.1, 0.25, 0.5, 0.9, 0.999]))
+    velocity = process.target(x0, noise, times)
+    x_t = process.add_noise(x0, noise, times)
+    torch.testing.assert_close(x_t[0], x0[0])
+    torch.testing.assert_close(x_t, x0 + velocity * (times / 1000).view(-1, 1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("gamma", [None, 5.0])
+def test_the_gradient_is_the_weighted_error(prediction_type, gamma):
+    process = GaussianDiffusion(prediction_type=prediction_type, min_snr_gamma=gamma)
+    x0, noise = draw()
+    times = TIMES.clamp(min=1)
+    prediction = torch.randn(SHAPE, requires_grad=True)
+    loss = process.training_loss(prediction, x0, noise, times).loss.sum()
+    (gradient,) = torch.autograd.grad(loss, prediction)
+    error = prediction.detach() - process.target(x0, noise, times)
+    values_per_video = math.prod(SHAPE[1:])
+    torch.testing.assert_close(gradient, 2 * process.loss_weight(times) * error / values_per_video)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_min_snr_weighs_the_error_of_x0_alike_whatever_is_predicted(prediction_type):
+    process = GaussianDiffusion(prediction_type=prediction_type, min_snr_gamma=5.0)
+    x0, noise = draw()
+    times = TIMES.clamp(min=1)
+    x_t = process.add_noise(x0, noise, times)
+    truth = process.target(x0, noise, times)
+    prediction = truth + 0.1 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    alpha, sigma = (value.double() for value in process.marginal(times))
+    snr = (alpha / sigma).square().flatten()
+    error = process.predicted_x0(prediction.double(), x_t.double(), times) - x0
+    expected = snr.clamp(max=5) * error.square().flatten(1).mean(1)
+    terms = process.training_loss(prediction, x0, noise, times)
+    torch.testing.assert_close(terms.loss.double(), expected, rtol=5e-3, atol=1e-9)
+    torch.testing.assert_close(terms.mse, (prediction - truth).square().flatten(1).mean(1))
+
+
+def test_min_snr_weights_are_those_of_the_paper():
+    times = torch.arange(1000)
+    alpha, sigma = (value.double().flatten() for value in GaussianDiffusion().marginal(times))
+    snr = (alpha / sigma) ** 2
+    expected = {
+        "epsilon": snr.clamp(max=5) / snr,
+        "v_prediction": snr.clamp(max=5) / (snr + 1),
+        "sample": snr.clamp(max=5),
+    }
+    for prediction_type, weights in expected.items():
+        process = GaussianDiffusion(prediction_type=prediction_type, min_snr_gamma=5.0)
+        weight = process.loss_weight(times).double().flatten()
+        torch.testing.assert_close(weight, weights, rtol=1e-4, atol=1e-7)
+
+
+def test_min_snr_leaves_the_bound_as_it_is():
+    x0, noise = draw()
+    prediction = torch.randn(6, 8, *SHAPE[2:])
+    plain, weighted = (
+        GaussianDiffusion(learned_variance=True, min_snr_gamma=gamma).training_loss(
+            prediction, x0, noise, TIMES
+        )
+        for gamma in (None, 5.0)
+    )
+    torch.testing.assert_close(weighted.vb, plain.vb)
+    assert (weighted.loss < plain.loss).any()
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ({"prediction_type": "eps"}, "is not one of"),
+        ({"beta_schedule": "linaer"}, "is not one of"),
+        ({"time_distribution": "normal"}, "is not one of"),
+        ({"min_snr_gamma": 0}, "min_snr_gamma=0 must be above 0"),
+        ({"prediction_type": "flow_prediction", "learned_variance": True}, "no variance to learn"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(option, problem):
+    with pytest.raises(ConfigError, match=problem):
         GaussianDiffusion(**option)

@@ -7,11 +7,12 @@ import torch
 from golden_data import to_frames, to_video
 from golden_dit import build_dit
 
-from diffusion.noise.gaussian import PREDICTION_TYPES, GaussianDiffusion
+from diffusion.noise.gaussian import BETA_SCHEDULES, PREDICTION_TYPES, GaussianDiffusion
 from diffusion.noise.samplers import SAMPLERS, build_sampler, denoise
 from diffusion.utils.errors import ConfigError
 
 NAMES = {"EulerA": "euler_a", "DDIM": "ddim", "DPMS": "dpmpp"}
+DIFFUSIONS = [name for name in PREDICTION_TYPES if name != "flow_prediction"]
 EULER_NOISE = "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor"
 
 
@@ -72,9 +73,9 @@ def test_published_timesteps(entry):
     assert sampler.timesteps.tolist() == golden_data.TABLES["sampler_timesteps"][entry]
 
 
-def oracle(prediction_type: str, x0: torch.Tensor):
+def oracle(prediction_type: str, x0: torch.Tensor, beta_schedule: str = "linear"):
     """The denoiser that knows x0: its noise is whatever in x_t is not x0."""
-    alphas_cumprod = GaussianDiffusion().alphas_cumprod.float()
+    alphas_cumprod = GaussianDiffusion(beta_schedule=beta_schedule).alphas_cumprod.float()
 
     def predict(x_t, timestep):
         low = timestep.long()  # some samplers ask between two timesteps
@@ -92,7 +93,7 @@ def oracle(prediction_type: str, x0: torch.Tensor):
 @pytest.mark.parametrize(
     ("name", "prediction_type"),
     # euler_a refuses "sample", see the last test
-    [pair for pair in product(SAMPLERS, PREDICTION_TYPES) if pair != ("euler_a", "sample")],
+    [pair for pair in product(SAMPLERS, DIFFUSIONS) if pair != ("euler_a", "sample")],
 )
 @pytest.mark.parametrize("steps", [1, 5, 8, 20])
 def test_a_denoiser_that_knows_the_answer_recovers_it(name, prediction_type, steps):
@@ -119,19 +120,51 @@ def test_the_generator_decides_the_result_and_the_sampler_can_be_used_again(name
     assert torch.equal(sample(1), first) == (name != "euler_a")  # the others draw nothing
 
 
+def flow_sampler(name: str, steps: int):
+    return build_sampler(name, num_inference_steps=steps, prediction_type="flow_prediction")
+
+
+@pytest.mark.parametrize("name", ["euler", "dpmpp"])
+@pytest.mark.parametrize("steps", [1, 8])
+def test_a_flow_that_knows_the_answer_recovers_it(name, steps):
+    process = GaussianDiffusion(prediction_type="flow_prediction")
+    x0 = 3 * torch.randn(2, 4, 2, 3, 5)
+
+    def velocity(x_t, t):
+        _, sigma = process.marginal(t)
+        return (x_t - x0) / sigma
+
+    out = denoise(velocity, flow_sampler(name, steps), torch.randn_like(x0))
+    # dpmpp says its times in whole steps
+    torch.testing.assert_close(out, x0, atol=1e-4 if name == "euler" else 0.02, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("euler", 64), ("dpmpp", 24)])
+def test_a_flow_with_the_best_velocity_samples_the_data(name, steps):
+    """Gaussian data: E[noise - x0 | x_t] is known, and maps unit noise to the data's spread."""
+    mean, std = 0.5, 0.3
+    process = GaussianDiffusion(prediction_type="flow_prediction")
+
+    def velocity(x_t, t):
+        alpha, sigma = process.marginal(t)
+        gain = (sigma - alpha * std**2) / (alpha**2 * std**2 + sigma**2)
+        return gain * (x_t - alpha * mean) - mean
+
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 4, 1, 100, 100, generator=generator)
+    out = denoise(velocity, flow_sampler(name, steps), noise, generator)
+    assert out.mean().item() == pytest.approx(mean, abs=0.01)
+    assert out.std().item() == pytest.approx(std, abs=0.01)
+
+
+def test_a_flow_refuses_samplers_of_diffusions():
+    with pytest.raises(ConfigError, match="'euler_a' cannot follow a flow; use 'euler' or 'dpmpp'"):
+        flow_sampler("euler_a", 4)
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_sampling_starts_at_pure_noise(name):
     assert build_sampler(name, num_inference_steps=8).timesteps[0] == 999
-
-
-def test_on_step_sees_every_step_and_the_last_is_the_result():
-    seen = []
-    sampler = build_sampler("ddim", num_inference_steps=3)
-    out = denoise(
-        lambda x, t: x, sampler, torch.randn(1, 4, 1, 2, 2), on_step=lambda *a: seen.append(a)
-    )
-    assert [i for i, _ in seen] == [0, 1, 2]
-    assert torch.equal(seen[-1][1], out)
 
 
 def test_half_precision_predictions_leave_the_latents_in_float32():
@@ -181,6 +214,32 @@ def test_spacing_by_angle_still_recovers_x0():
     torch.testing.assert_close(out, x0, atol=2e-2, rtol=0)
 
 
+@pytest.mark.parametrize("spacing", ["even", "angle"])
+@pytest.mark.parametrize("schedule", BETA_SCHEDULES)
+def test_ancestral_steps_of_any_number_stay_finite(schedule, spacing):
+    """Cosine betas start at a sigma of 20,000, where float32 loses what a step needs."""
+    x0 = torch.randn(1, 4, 2, 3, 3)
+    predict = oracle("v_prediction", x0, schedule)
+    for steps in range(1, 31):
+        sampler = build_sampler(
+            "euler_a",
+            num_inference_steps=steps,
+            prediction_type="v_prediction",
+            beta_schedule=schedule,
+            euler_a_spacing=spacing,
+        )
+        out = denoise(predict, sampler, torch.randn_like(x0), torch.Generator().manual_seed(0))
+        torch.testing.assert_close(out, x0, atol=5e-2, rtol=0, msg=f"{steps} steps")
+
+
 def test_unknown_spacing_is_refused():
     with pytest.raises(ConfigError, match="euler_a_spacing 'angel'"):
         build_sampler("euler_a", num_inference_steps=8, euler_a_spacing="angel")
+
+
+@pytest.mark.parametrize("name", ["euler_a", "ddim", "dpmpp"])
+@pytest.mark.parametrize("schedule", BETA_SCHEDULES)
+def test_samplers_follow_the_schedule_of_training(name, schedule):
+    sampler = build_sampler(name, num_inference_steps=8, beta_schedule=schedule)
+    trained = GaussianDiffusion(beta_schedule=schedule).alphas_cumprod.float()
+    torch.testing.assert_close(sampler.alphas_cumprod, trained, rtol=1e-4, atol=1e-9)
