@@ -1,5 +1,7 @@
-"""Encoded training clips: shards on disk, and random pieces of them as a function of the step."""
+"""Encoded training clips: batches of random pieces of them as a function of the step."""
 
+import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from diffusion.data.clips import seeded
+from diffusion.data.clips import global_samples, seeded
+from diffusion.data.crops import nearest_size, parse_sizes
+from diffusion.data.latent_folder import LatentClip, read_index, unreadable_shard
+from diffusion.data.video_clips import SHARED
 from diffusion.utils.errors import UserError
-from diffusion.utils.files import replacing
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,22 +35,22 @@ class LatentBatch:
     base: Tensor | None
     sources: list[str]
 
+    def __len__(self) -> int:
+        return len(self.sources)
+
     def to(self, device: str | torch.device) -> "LatentBatch":
         base = None if self.base is None else self.base.to(device)
         return LatentBatch(self.target.to(device), self.semantic.to(device), base, self.sources)
 
 
-def save_shard(path: Path, tensors: dict[str, Tensor], source: str) -> None:
-    """tensors: (C, F, h, w) by the names of LatentBatch; stored as float16, atomically."""
-    stored = {name: t.to(torch.float16).contiguous() for name, t in tensors.items()}
-    with replacing(path) as partial:
-        save_file(stored, partial, metadata={"source": source})
-
-
 class RandomLatents:
-    """Random pieces of the shards that tools/prepare_latents.py wrote: `latents(step) -> batch`.
+    """Random pieces of the clips that tools/prepare_latents.py wrote: `latents(step) -> batch`.
 
-    num_frames: frames per clip. size: side of the square piece, in VAE latents.
+    num_frames: frames per piece.
+    size: of a piece in VAE latents: S for S x S, [rows, columns], or a list of these. Of several,
+        a batch has one, drawn in proportion to its clips; a clip serves the one that is nearest to
+        it in aspect ratio of those that fit into it. Clips that are too small for all are left out.
+    rank, world_size: of this process among those that draw one batch together.
     """
 
     def __init__(
@@ -53,52 +58,83 @@ class RandomLatents:
         *,
         folder: str,
         batch_size: int,
-        size: int,
+        size: int | Sequence[int] | Sequence[Sequence[int]],
         num_frames: int = 8,
         seed: int = 0,
         rank: int = 0,
+        world_size: int = 1,
     ):
-        self.paths = sorted(Path(folder).glob("*.safetensors"))
-        if not self.paths:
-            raise UserError(f"{folder}: holds no latents; run tools/prepare_latents.py first")
-        self.batch_size, self.size, self.num_frames = batch_size, size, num_frames
-        self.seed, self.rank = seed, rank
+        self.folder, self.num_frames, self.seed = Path(folder), num_frames, seed
+        self.samples = global_samples(batch_size, rank, world_size)
+        clips = read_index(self.folder)
+        self.sizes = parse_sizes(size, max(clip.upsampling for clip in clips))
+        self.buckets = defaultdict(list)  # number of the size -> its clips
+        for clip in clips:
+            if (fitting := self._fitting(clip)) is not None:
+                self.buckets[fitting].append(clip)
+        used = sum(map(len, self.buckets.values()))
+        if not used:
+            clip = clips[0]
+            raise UserError(
+                f"{folder}: no clip is large enough for pieces of {num_frames} frames of size "
+                f"{size}; the first has {clip.frames} frames of {clip.height}x{clip.width}"
+            )
+        if used < len(clips):
+            log.info("%s: %d of %d clips are too small", folder, len(clips) - used, len(clips))
 
     def __call__(self, step: int) -> LatentBatch:
-        rng = seeded(self.seed, self.rank, step)
-        chosen = [self.paths[i] for i in rng.integers(len(self.paths), size=self.batch_size)]
-        pieces, sources = zip(*(self.piece(path, rng) for path in chosen), strict=True)
+        place = self.bucket(step)
+        drawn = [self.sample(step, i, place) for i in self.samples]
+        pieces, sources = zip(*drawn, strict=True)
         stacked = {name: torch.stack([p[name] for p in pieces]).float() for name in pieces[0]}
         return LatentBatch(
             stacked["target"], stacked["semantic"], stacked.get("base"), list(sources)
         )
 
-    def piece(self, path: Path, rng: np.random.Generator) -> tuple[dict[str, Tensor], str]:
-        """A random piece of one shard: tensors (C, F, h, w), and the video they come from."""
+    def bucket(self, step: int) -> int:
+        """Which of `sizes` the batch has: that of a clip drawn from all, the same in all ranks."""
+        places = sorted(self.buckets)
+        counts = np.cumsum([len(self.buckets[place]) for place in places])
+        drawn = seeded(self.seed, 0, step, SHARED).integers(counts[-1])
+        return places[int(np.searchsorted(counts, drawn, side="right"))]
+
+    def sample(self, step: int, i: int, place: int) -> tuple[dict[str, Tensor], str]:
+        """A random piece of one clip: tensors (C, F, h, w), and the video they come from."""
+        rng = seeded(self.seed, 0, step, i)
+        clips = self.buckets[place]
+        clip = clips[rng.integers(len(clips))]
+        up = clip.upsampling
+        rows, columns = (side // up for side in self.sizes[place])
+        start = int(rng.integers(clip.frames - self.num_frames + 1))
+        top = int(rng.integers(clip.height // up - rows + 1))
+        left = int(rng.integers(clip.width // up - columns + 1))
+        path = self.folder / clip.shard
         try:
             with safe_open(path, framework="pt") as file:
-                names: Sequence[str] = list(file.keys())
-                slices = {name: file.get_slice(name) for name in names}
-                frames, rows, columns = slices["semantic"].get_shape()[1:]
-                up = slices["target"].get_shape()[2] // rows
-                side = self.size // up
-                if frames < self.num_frames or min(rows, columns) < side:
-                    raise UserError(
-                        f"{path}: {frames} frames of {rows}x{columns} semantic latents are too few "
-                        f"for pieces of {self.num_frames} frames of {side}x{side}"
-                    )
-                start = int(rng.integers(frames - self.num_frames + 1))
-                top = int(rng.integers(rows - side + 1))
-                left = int(rng.integers(columns - side + 1))
-                region = {}
-                for name, tensor in slices.items():
+                prefix = f"{clip.clip}."
+                piece = {}
+                for key in (key for key in file.keys() if key.startswith(prefix)):  # noqa: SIM118
+                    name = key.removeprefix(prefix)
                     k = 1 if name == "semantic" else up
-                    region[name] = tensor[
+                    piece[name] = file.get_slice(key)[
                         :,
                         start : start + self.num_frames,
-                        k * top : k * (top + side),
-                        k * left : k * (left + side),
+                        k * top : k * (top + rows),
+                        k * left : k * (left + columns),
                     ]
-                return region, file.metadata().get("source", str(path))
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: not a readable shard; delete it and encode again") from error
+            raise unreadable_shard(path) from error
+        return piece, clip.source
+
+    def _fitting(self, clip: LatentClip) -> int | None:
+        """The number of the best of `sizes` for the clip."""
+        if clip.frames < self.num_frames:
+            return None
+        fits = [
+            i
+            for i, (rows, columns) in enumerate(self.sizes)
+            if rows <= clip.height and columns <= clip.width
+        ]
+        if not fits:
+            return None
+        return fits[nearest_size((clip.height, clip.width), [self.sizes[i] for i in fits])]

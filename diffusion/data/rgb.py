@@ -3,7 +3,7 @@
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 # AVColorSpace (ITU-T H.273 matrix coefficients) -> what swscale calls it.
 MATRICES = {
@@ -24,19 +24,24 @@ def untagged_matrix(width: int, height: int) -> Colorspace:
     return Colorspace.ITU709 if width >= 1280 or height > 576 else Colorspace.ITU601
 
 
-def frame_to_rgb(frame: VideoFrame) -> np.ndarray:
-    """Any pixel format, matrix and range -> (H, W, 3) uint8 RGB, upright. Alpha is dropped."""
-    matrix = None
+def frame_to_rgb(frame: VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
+    """Any pixel format, matrix and range -> (H, W, 3) uint8 RGB, upright. Alpha is dropped.
+
+    reformatter: one for all frames of a video; its tables cost as much as converting a frame.
+    """
+    layout, matrix = "rgb24", None
     if not frame.format.is_rgb:
+        layout = "gbrp"  # the same values; swscale's way there is more than twice as fast
         untagged = untagged_matrix(frame.width, frame.height)
         matrix = MATRICES.get(int(frame.colorspace), untagged)
-    image = frame.to_ndarray(
-        format="rgb24",
+    rgb = reformatter.reformat(
+        frame,
+        format=layout,
         src_colorspace=matrix,
         dst_color_range=ColorRange.JPEG,
         interpolation=EXACT,
     )
-    return np.ascontiguousarray(upright(image, frame))
+    return np.ascontiguousarray(upright(rgb.to_ndarray(), frame))
 
 
 def upright(image: np.ndarray, frame: VideoFrame) -> np.ndarray:

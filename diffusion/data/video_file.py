@@ -2,8 +2,8 @@
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
@@ -12,9 +12,18 @@ from pathlib import Path
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from diffusion.data.packets import (
+    MAX_REORDER,
+    ONE_FRAME_PER_PACKET,
+    SEEKABLE,
+    Ahead,
+    drop_until,
+    has_full_index,
+)
 from diffusion.data.rgb import upright
 from diffusion.utils.errors import VideoError
 
@@ -25,12 +34,6 @@ FORMATS = (
     "mov,mp4,m4a,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,av1,obu,ivf,flv,ogg,asf,"
     "gif,apng,yuv4mpegpipe,nut,mxf,dv,mp3,wav,flac,aac"
 )
-
-# Codecs whose packets each show one frame, so that frames can be numbered without decoding. Not so:
-# VP8 (hidden packets), MPEG-4 part 2 (packed B-frames).
-ONE_FRAME_PER_PACKET = {"h264", "hevc", "av1", "libdav1d", "vp9", "mjpeg", "prores", "ffv1", "png"}
-SEEKABLE = ("mov", "matroska")  # have an index; MPEG-TS lands inside a group of pictures
-MAX_REORDER = 64  # packets; the codecs above allow 16
 
 Opened = tuple[InputContainer, VideoStream]
 
@@ -70,14 +73,24 @@ class VideoFile:
         self.max_pixels = max_pixels
         self.threads = threads
         self._check_ordinary()
-        with self.open() as (container, stream):
-            first = next(self.decode(container, stream), None)
+        self._kept: Opened | None = None
+        with ExitStack() as stack:
+            container, stream = self._open()
+            stack.enter_context(container)
+            begin, packets = self._look_ahead(container, stream)
+            self._indexed = begin.is_clean and has_full_index(container, stream)
+            first = self._first_frame(begin, packets, container, stream)
             if first is None:
                 raise self.error("no frame of it can be decoded")
             self._stored_size = (first.width, first.height)
             codec = stream.codec_context.name
             self._numbered = codec in ONE_FRAME_PER_PACKET and not first.interlaced_frame
             self.info = self._describe(container, stream, first)
+            if self._indexed:
+                # Opening costs as much as decoding some frames: the first reading goes on here.
+                self._rewind(container, stream)
+                self._kept = container, stream
+                stack.pop_all()
 
     def error(self, problem: str) -> VideoError:
         name = str(self.path)
@@ -85,6 +98,18 @@ class VideoFile:
 
     @contextmanager
     def open(self) -> Iterator[Opened]:
+        """The file at its beginning, until the end of the block."""
+        kept, self._kept = self._kept, None
+        container, stream = kept or self._open()
+        with container:
+            yield container, stream
+
+    def close(self) -> None:
+        if self._kept is not None:
+            self._kept[0].close()
+            self._kept = None
+
+    def _open(self) -> Opened:
         options = {
             "protocol_whitelist": "file",
             "format_whitelist": FORMATS,
@@ -98,17 +123,36 @@ class VideoFile:
                 f"is not a video file that can be read ({reason(error)}); "
                 "mp4, mov, mkv, webm, avi and mpg are"
             ) from error
-        with container:
+        with ExitStack() as stack:
+            stack.enter_context(container)
             stream = self._video_stream(container)
             stream.codec_context.options = {"max_pixels": str(self.max_pixels)}
             stream.codec_context.thread_count = self.threads
             stream.thread_type = "AUTO"
-            yield container, stream
+            stack.pop_all()
+        return container, stream
 
-    def decode(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-        """Frames from the container's position to its end, in the order of display."""
+    def decode(
+        self,
+        container: InputContainer,
+        stream: VideoStream,
+        packets: Iterable[Packet] | None = None,
+        wanted: Sequence[int] = (),
+    ) -> Iterator[VideoFrame]:
+        """Frames from the container's position to its end, in the order of display.
+
+        packets: the rest of the file's, where some were looked at already.
+        wanted: times. Other frames up to the last of these are left out where no frame needs them,
+            which is about half of them in a video with B-frames.
+        """
+        context = stream.codec_context
+        last = wanted[-1] if wanted else None
+        needless = frozenset(wanted).isdisjoint
         try:
-            for packet in container.demux(stream):
+            for packet in packets or container.demux(stream):
+                early = None not in (last, packet.pts) and packet.pts < last
+                skip = early and needless((packet.pts,))
+                context.skip_frame = "NONREF" if skip else "DEFAULT"
                 for frame in packet.decode():
                     self._check_size(frame)
                     yield frame
@@ -124,25 +168,133 @@ class VideoFile:
                 )
 
     def decode_from(
-        self, start: int, container: InputContainer, stream: VideoStream
+        self,
+        start: int,
+        stride: int,
+        count: int | None,
+        container: InputContainer,
+        stream: VideoStream,
     ) -> Iterator[VideoFrame]:
-        """Frames from number `start` on: by one seek if that is surely exact, else by decoding."""
-        point = self._seek_point(start) if start and self._numbered else None
-        if point is None:
-            return islice(self.decode(container, stream), start, None)
-        key_pts, pts = point
-        container.seek(key_pts, stream=stream)
-        frames = self.decode(container, stream)
-        for frame in frames:
-            if frame.pts == pts:
-                return chain([frame], frames)
-            if frame.pts is None or frame.pts > pts:
+        """Frames `start`, `start + stride`, ...: by one seek if that is surely exact.
+
+        count: how many are wanted, None for all.
+        """
+        if self._indexed and self._numbered:
+            frames = self._jump_by_index(start, stride, count, container, stream)
+            if frames is not None:
+                return frames
+        elif start and self._numbered:
+            frames = self._jump_by_scan(start, container, stream)
+            if frames is not None:
+                return islice(frames, 0, None, stride)
+        return islice(self.decode(container, stream), start, None, stride)
+
+    def _first_frame(
+        self,
+        begin: Ahead,
+        packets: Iterator[Packet],
+        container: InputContainer,
+        stream: VideoStream,
+    ) -> VideoFrame | None:
+        if self._indexed:  # the first packet is enough; the decoder would wait for some more
+            with suppress(av.FFmpegError):
+                frames = [*begin.packets[0].decode(), *stream.codec_context.decode(None)]
+                self._rewind(container, stream)
+                if frames:
+                    return frames[0]
+            self._rewind(container, stream)
+            packets = container.demux(stream)
+        return next(self.decode(container, stream, packets), None)
+
+    def _jump_by_index(
+        self,
+        start: int,
+        stride: int,
+        count: int | None,
+        container: InputContainer,
+        stream: VideoStream,
+    ) -> Iterator[VideoFrame] | None:
+        """As `decode_from`; None, at the file's beginning, where a seek would not be exact.
+
+        The index of an mp4 has its packets in the order of decoding. All frames before a keyframe
+        are shown before it; so are its leading packets, which follow it in the file and need
+        frames before it. Its number is thus its place in the index, plus those.
+        """
+        entries = stream.index_entries
+        keys = [i for i, entry in enumerate(entries) if entry.is_keyframe]
+        ends = [entries[key].timestamp for key in keys[1:]] + [2**62]
+        span = (min(count or 1, len(entries)) - 1) * stride + 1
+        for place, end in reversed(list(zip(keys, ends, strict=True))):
+            if place > start:
+                continue
+            # By its timestamp the demuxer would go to the keyframe before: it takes that for the
+            # time of display, which is later.
+            self._seek(end - 1, container, stream)
+            ahead, packets = self._look_ahead(container, stream, start - place + span)
+            skipped = start - place - ahead.leading
+            if not ahead.begins_at(entries[place].timestamp) or skipped < 0:
+                continue
+            wanted = ahead.shown[skipped : skipped + span : stride]
+            if not wanted:
                 break
-        container.seek(stream.start_time or 0, stream=stream)
-        return islice(self.decode(container, stream), start, None)
+            frames = drop_until(wanted[0], self.decode(container, stream, packets, wanted))
+            if frames is not None:
+                return self._pick(frames, wanted, stride)
+        self._rewind(container, stream)
+        return None
+
+    def _pick(
+        self, frames: Iterator[VideoFrame], wanted: Sequence[int], stride: int
+    ) -> Iterator[VideoFrame]:
+        """The frames of the times `wanted`, and then every `stride`th."""
+        for pts in wanted:
+            frame = next((f for f in frames if f.pts is None or f.pts >= pts), None)
+            if frame is None:
+                return
+            if frame.pts != pts:
+                raise self.error("is damaged: a frame within it cannot be decoded")
+            yield frame
+        yield from islice(frames, stride - 1, None, stride)
+
+    def _jump_by_scan(
+        self, start: int, container: InputContainer, stream: VideoStream
+    ) -> Iterator[VideoFrame] | None:
+        """Frames from `start` on, in files whose packets must be read to be numbered."""
+        point = self._seek_point(start)
+        if point is None:
+            return None
+        key_pts, pts = point
+        self._seek(key_pts, container, stream)
+        frames = drop_until(pts, self.decode(container, stream))
+        if frames is None:
+            self._rewind(container, stream)
+        return frames
+
+    def _look_ahead(
+        self, container: InputContainer, stream: VideoStream, count: int = 0
+    ) -> tuple[Ahead, Iterator[Packet]]:
+        """The next packets, `count` and some more; and all of them from the first of these on."""
+        packets = container.demux(stream)
+        try:
+            ahead = list(islice(packets, count + MAX_REORDER))
+        except av.FFmpegError as error:
+            raise self.error(f"is damaged: reading stopped ({reason(error)})") from error
+        return Ahead([p for p in ahead if p.size]), chain(ahead, packets)
+
+    def _seek(self, time: int, container: InputContainer, stream: VideoStream) -> None:
+        try:
+            container.seek(time, stream=stream)
+        except av.FFmpegError as error:
+            raise self.error(f"is damaged: seeking failed ({reason(error)})") from error
+
+    def _rewind(self, container: InputContainer, stream: VideoStream) -> None:
+        begin = stream.index_entries[0].timestamp if self._indexed else stream.start_time or 0
+        self._seek(begin, container, stream)
 
     def count_frames(self) -> int:
-        """Exact: from packet headers where packets are frames, else by decoding all."""
+        """Exact: from index or packet headers where packets are frames, else by decoding all."""
+        if self._indexed and self._numbered and self.info.num_frames:
+            return self.info.num_frames
         with self.open() as (container, stream):
             if not self._numbered:
                 return sum(1 for _ in self.decode(container, stream))

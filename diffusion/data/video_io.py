@@ -2,17 +2,29 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from diffusion.data.pictures import PictureReader
 from diffusion.data.transforms import to_float
 from diffusion.data.video_file import VideoInfo
+from diffusion.data.video_list import PICTURE_SUFFIXES
 from diffusion.data.video_reader import VideoReader
 from diffusion.data.video_writer import VideoWriter
 from diffusion.utils.errors import VideoError
+from diffusion.utils.progress import track
 
-__all__ = ["Clip", "VideoInfo", "VideoReader", "VideoWriter", "read_frames", "read_video"]
+__all__ = [
+    "Clip",
+    "VideoInfo",
+    "VideoReader",
+    "VideoWriter",
+    "open_video",
+    "read_frames",
+    "read_video",
+]
 
 MAX_CLIP_BYTES = 8 * 2**30  # of uint8 frames held at once
 
@@ -27,6 +39,14 @@ class Clip:
 
     video: Tensor
     fps: float
+
+
+def open_video(path: str | os.PathLike[str], *, threads: int = 0) -> VideoReader | PictureReader:
+    """Whatever `list_videos` lists: a video, a picture, or a folder of numbered pictures."""
+    path = Path(path)
+    if path.is_dir() or path.suffix.lower() in PICTURE_SUFFIXES:
+        return PictureReader(path)
+    return VideoReader(path, threads=threads)
 
 
 def read_frames(
@@ -72,7 +92,7 @@ def _read(
         if num_frames is not None and num_frames > most:
             raise VideoError(path, too_long)
         frames = []
-        for frame in reader.frames(start, num_frames, frame_stride, fps):
+        for frame in track(reader.frames(start, num_frames, frame_stride, fps)):
             if len(frames) == most:
                 raise VideoError(path, too_long)
             frames.append(frame)

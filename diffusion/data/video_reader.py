@@ -8,6 +8,7 @@ from types import TracebackType
 
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 
 from diffusion.data.rgb import frame_to_rgb
 from diffusion.data.video_file import VideoFile
@@ -24,8 +25,8 @@ class VideoReader:
             for frame in reader.frames(start=30, num_frames=8, frame_stride=2):  # (H, W, 3) uint8
                 ...
 
-    Opening decodes one frame, so that a file that cannot be read is refused at once. Each call of
-    `frames` or `chunks` opens the file anew; a reader can be read several times.
+    Opening decodes one frame, so that a file that cannot be read is refused at once. A reader can
+    be read several times.
 
     max_pixels: largest frame, checked before anything is decoded.
     max_frames: most frames that one reading may yield.
@@ -61,6 +62,10 @@ class VideoReader:
 
     def close(self) -> None:
         """End a reading in progress and let go of the file."""
+        self._end_reading()
+        self._file.close()
+
+    def _end_reading(self) -> None:
         if self._reading is not None:
             self._reading.close()
             self._reading = None
@@ -92,7 +97,7 @@ class VideoReader:
             )
         if fps is not None and not 0 < fps < math.inf:
             raise UserError(f"fps {fps} must be a positive number")
-        self.close()
+        self._end_reading()
         self._reading = self._read(start, num_frames, frame_stride, fps)
         return self._reading
 
@@ -109,25 +114,26 @@ class VideoReader:
     ) -> Iterator[np.ndarray]:
         if fps is None:
             self._refuse_early(start, num_frames, frame_stride)
-        given, seen = 0, start
+        given = 0
+        reformatter = VideoReformatter()
         with self._file.open() as opened:
             if fps is None:
-                frames = self._file.decode_from(start, *opened)
+                frames = self._file.decode_from(start, frame_stride, num_frames, *opened)
             else:
-                frames = islice(self._at_rate(fps, self._file.decode(*opened)), start, None)
-            for seen, frame in enumerate(frames, start + 1):
-                if (seen - 1 - start) % frame_stride:
-                    continue
+                resampled = self._at_rate(fps, self._file.decode(*opened))
+                frames = islice(resampled, start, None, frame_stride)
+            for frame in frames:
                 if given == self.max_frames:
                     raise self._file.error(f"has more frames than max_frames {self.max_frames}")
-                yield frame_to_rgb(frame)
+                yield frame_to_rgb(frame, reformatter)
                 given += 1
                 if given == num_frames:
                     return
         if given == 0 and fps is not None:
             raise self._file.error(f"ends before start {start} at {fps:g} frames per second")
         if num_frames is not None or given == 0:
-            count = seen if given else self._file.count_frames()
+            most = start + given * frame_stride
+            count = most if fps is not None else min(most, self._file.count_frames())
             raise self._too_short(count, start, num_frames or 1, frame_stride)
 
     def _refuse_early(self, start: int, num_frames: int | None, frame_stride: int) -> None:

@@ -150,4 +150,7 @@ class VideoWriter:
         self._partial.unlink(missing_ok=True)
 
     def _error(self, error: Exception) -> VideoError:
-        return VideoError(self.path, f"cannot be written ({reason(error)})")
+        return VideoError(
+            self.path,
+            f"cannot be written ({reason(error)}); free some space or choose another folder",
+        )

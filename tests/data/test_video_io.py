@@ -57,6 +57,7 @@ def refusal(path, **options) -> str:
         ("x.mkv", "libx264", LONG_GOP),
         ("x.ts", "libx264", LONG_GOP),
         ("x.mp4", "libx264", {"g": "1"}),
+        ("x.mov", "libx265", {"x265-params": "keyint=24:open-gop=1:bframes=3:log-level=none"}),
         ("x.mp4", "libx264", {"x264-params": "intra-refresh=1:keyint=20"}),
         ("x.avi", "mpeg4", {"g": "12", "bf": "2"}),
         ("x.mpg", "mpeg2video", {"g": "12", "bf": "2"}),
@@ -77,13 +78,62 @@ def test_any_start_equals_sequential_decoding(tmp_path, name, codec, options):
         )
 
 
-def test_a_late_start_decodes_from_a_keyframe(clip, monkeypatch):
+@pytest.mark.parametrize("stride", [1, 2, 3, 7])
+def test_strides_equal_sequential_decoding(clip, stride):
+    with VideoReader(clip) as reader:
+        everything = np.stack(list(reader))
+        for start in (0, 5, 22, 24, 30, 47):
+            rest = everything[start::stride]
+            assert np.array_equal(np.stack(list(reader.frames(start, None, stride))), rest)
+            for count in {1, 2, len(rest)} & {*range(len(rest) + 1)}:
+                got = np.stack(list(reader.frames(start, count, stride)))
+                assert np.array_equal(got, rest[:count]), (start, count)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_any_start_at_a_variable_rate(tmp_path, suffix):
+    times = np.cumsum(np.random.default_rng(0).integers(20, 90, 60)).tolist()
+    path = encode(tmp_path / f"x{suffix}", moving_frames(60), times_ms=times, options=LONG_GOP)
+    with VideoReader(path) as reader:
+        everything = np.stack(list(reader))
+        for start in (1, 20, 23, 24, 25, 40, 50, 59):
+            assert np.array_equal(next(reader.frames(start)), everything[start]), start
+
+
+def test_any_start_of_a_piece_cut_within_an_open_group(tmp_path):
+    """Its first packets in the file need frames that were cut off, so they are never shown."""
+    whole = encode(tmp_path / "whole.mkv", moving_frames(80), options=LONG_GOP)
+    with av.open(str(whole)) as source, av.open(str(tmp_path / "cut.mp4"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        keys = [i for i, packet in enumerate(packets) if packet.is_keyframe]
+        for packet in packets[keys[1] :]:
+            packet.stream = stream
+            target.mux(packet)
+    with VideoReader(tmp_path / "cut.mp4") as reader:
+        everything = np.stack(list(reader))
+        for start in (1, 22, 25, 26, 27, 28, 29, 40, len(everything) - 1):
+            assert np.array_equal(next(reader.frames(start)), everything[start]), start
+
+
+@pytest.mark.parametrize("start", [23, 24, 40])
+def test_a_late_start_decodes_from_a_keyframe(clip, monkeypatch, start):
     decoded = []
     monkeypatch.setattr(VideoFile, "_check_size", lambda self, frame: decoded.append(frame.pts))
     with VideoReader(clip) as reader:
         decoded.clear()
-        next(reader.frames(start=40))
-    assert 0 < len(decoded) <= 40 - 24 + 16
+        next(reader.frames(start))
+    skipped = start % 24
+    assert 0 < len(decoded) <= max(1, 0.75 * skipped)  # the rest: B-frames that none refers to
+
+
+def test_a_file_is_opened_once_for_a_clip(clip, monkeypatch):
+    opened = []
+    av_open = av.open
+    monkeypatch.setattr(av, "open", lambda *a, **k: opened.append(a) or av_open(*a, **k))
+    with VideoReader(clip) as reader:
+        list(reader.frames(start=30, num_frames=4))
+    assert len(opened) == 1
 
 
 def test_chunks_cover_the_video(clip):

@@ -1,0 +1,59 @@
+"""Numbering the frames of a file by its packets, without decoding them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+# Codecs whose packets each show one frame, so that frames can be numbered without decoding. Not so:
+# VP8 (hidden packets), MPEG-4 part 2 (packed B-frames).
+ONE_FRAME_PER_PACKET = {"h264", "hevc", "av1", "libdav1d", "vp9", "mjpeg", "prores", "ffv1", "png"}
+SEEKABLE = ("mov", "matroska")  # have an index; MPEG-TS lands inside a group of pictures
+MAX_REORDER = 32  # packets; the codecs above allow 16 frames, of two fields each
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Packets from a keyframe on, and as many more as reordering can reach."""
+
+    packets: list[Packet]
+
+    @property
+    def leading(self) -> int:
+        """How many follow the first one in the file but are shown before it."""
+        return sum(packet.pts < self.packets[0].pts for packet in self.packets)
+
+    @property
+    def shown(self) -> list[int]:
+        """The times of the first one and of those shown after it, in order."""
+        return sorted(p.pts for p in self.packets if p.pts >= self.packets[0].pts)
+
+    def begins_at(self, dts: int) -> bool:
+        return bool(self.packets) and self.packets[0].dts == dts
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing is lost when decoding begins here."""
+        timed = bool(self.packets) and all(packet.pts is not None for packet in self.packets)
+        return timed and self.packets[0].is_keyframe and self.leading == 0
+
+
+def has_full_index(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether every packet stands in the file's index, and each one is shown."""
+    if not container.format.name.startswith("mov") or len(stream.index_entries) != stream.frames:
+        return False
+    return not any(entry.is_discard for entry in stream.index_entries)
+
+
+def drop_until(pts: int, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame] | None:
+    """The frames from the one of that time on; None if there is none."""
+    for frame in frames:
+        if frame.pts == pts:
+            return chain([frame], frames)
+        if frame.pts is None or frame.pts > pts:
+            return None
+    return None
