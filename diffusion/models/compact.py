@@ -73,9 +73,10 @@ class LinearBlocks(nn.Module):
         self.register_buffer("std", torch.ones(components))
 
     @torch.no_grad()
-    def fit(self, frames: Tensor) -> None:
-        """frames: (N, 3, H, W) in [-1, 1], H and W multiples of `block`."""
-        rows = rearrange(F.pixel_unshuffle(frames, self.block), "n c h w -> (n h w) c").double()
+    def fit(self, batches: Sequence[Tensor]) -> None:
+        """batches: (N, 3, H, W) in [-1, 1] each, H and W multiples of `block`."""
+        blocks = [F.pixel_unshuffle(frames, self.block) for frames in batches]
+        rows = torch.cat([rearrange(b, "n c h w -> (n h w) c") for b in blocks]).double()
         self.mean.copy_(rows.mean(0))
         variance, vectors = torch.linalg.eigh(torch.cov(rows.T))  # ascending
         components = len(self.std)
@@ -230,6 +231,7 @@ class CompactVAE(nn.Module):
     """
 
     temporal_compression = 1
+    scaling_factor, shift_factor = 1.0, 0.0
 
     def __init__(
         self,
@@ -252,6 +254,10 @@ class CompactVAE(nn.Module):
         self.decoder = BlockDecoder(latent_channels, stem, decoder_channels, decoder_depths, conv)
         self.spatial_compression = self.encoder.spatial_compression
 
+    def posterior(self, video: Tensor) -> tuple[Tensor, float]:
+        """(B, 3, F, H, W) in [-1, 1] -> mean (B, latent_channels, F, H/8, W/8), and the width."""
+        return map_frames(self.encoder, video, self.frames_per_chunk), self.posterior_std
+
     def encode(
         self,
         video: Tensor,
@@ -259,11 +265,11 @@ class CompactVAE(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """(B, 3, F, H, W) in [-1, 1] -> (B, latent_channels, F, H/8, W/8), model-ready."""
-        mean = map_frames(self.encoder, video, self.frames_per_chunk)
+        mean, std = self.posterior(video)
         if not sample_posterior:
             return mean
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-        return mean + self.posterior_std * noise
+        return mean + std * noise
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, latent_channels, F, h, w) -> (B, 3, F, 8h, 8w), about [-1, 1], not clamped."""

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from diffusion.models.embeddings import TimestepEmbedder, position_dims, video_positions
-from diffusion.models.grid_attention import ALL, Grid, GridAttention, parse_grid
+from diffusion.models.grid_attention import Grid, GridAttention, parse_grid
 from diffusion.utils.errors import ConfigError, UserError
 
 TIMESTEP_DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -58,6 +58,23 @@ def modulation(table: Tensor, embedding: Tensor) -> tuple[Tensor, ...]:
     return rows.unbind()
 
 
+class LocalMixing(nn.Module):
+    """Depthwise 3x3 convolution of every frame's tokens, added to them.
+
+    Conditional positional encoding (Chu et al. 2021, arXiv:2102.10882): tokens learn of
+    their neighbours across the borders of attention cells, and of where the picture ends.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(hidden_size, hidden_size, 3, padding=1, groups=hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, F, h, w, D) -> (B, F, h, w, D)."""
+        frames = rearrange(x, "b f h w d -> (b f) d h w")  # channels_last in memory
+        return x + rearrange(self.conv(frames), "(b f) d h w -> b f h w d", b=len(x))
+
+
 class Block(nn.Module):
     """Attention, then MLP, each a residual branch with modulated norm and gate."""
 
@@ -69,8 +86,10 @@ class Block(nn.Module):
         mlp_ratio: float,
         attention: str,
         fp32_attention: bool,
+        local_mixing: bool,
     ) -> None:
         super().__init__()
+        self.local = LocalMixing(hidden_size) if local_mixing else nn.Identity()
         self.attn = GridAttention(
             hidden_size, num_heads, backend=attention, fp32_attention=fp32_attention
         )
@@ -81,6 +100,7 @@ class Block(nn.Module):
         """x: (B, F, h, w, D), embedding: (B, 1 or F, 6, D) -> (B, F, h, w, D)."""
         rows = modulation(self.scale_shift_table, embedding)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = rows
+        x = self.local(x)
         x = x + gate_attn * self.attn(modulated_norm(x, shift_attn, scale_attn), grid)
         return x + gate_mlp * self.mlp(modulated_norm(x, shift_mlp, scale_mlp))
 
@@ -106,6 +126,7 @@ class VideoDiT(nn.Module):
     """Predicts noise (or what its training asked for) from noisy latents and a condition.
 
     `grids` has one entry per block (see parse_grid) and repeats when it is shorter than the depth.
+    With `local_mixing` every block begins with a LocalMixing.
     With `learned_variance` the output has as many channels again for the variance.
     `timestep_dtype="float16"` rounds fractional timesteps as half-precision inference of the
     published weights did: to 0.5 above 512, to 0.25 above 256, and so on.
@@ -126,6 +147,7 @@ class VideoDiT(nn.Module):
         position_interpolation: float = 1.0,
         attention: str = "sdpa",
         fp32_attention: bool = False,
+        local_mixing: bool = False,
         timestep_dtype: str = "float32",
         gradient_checkpointing: bool = False,
     ) -> None:
@@ -159,6 +181,7 @@ class VideoDiT(nn.Module):
                 mlp_ratio=mlp_ratio,
                 attention=attention,
                 fp32_attention=fp32_attention,
+                local_mixing=local_mixing,
             )
             for _ in range(depth)
         )
@@ -172,8 +195,9 @@ class VideoDiT(nn.Module):
     @property
     def size_multiple(self) -> tuple[int, int, int]:
         """Latent frames, rows and columns must be multiples of these."""
-        time = math.lcm(*(grid.time for grid in self.grids if grid.time != ALL))
-        space = math.lcm(*(grid.space for grid in self.grids if grid.space != ALL))
+        time, space = (
+            math.lcm(*axis) for axis in zip(*(g.multiples for g in self.grids), strict=True)
+        )
         return time, space * self.patch_size, space * self.patch_size
 
     def initialize(self) -> None:
@@ -189,6 +213,11 @@ class VideoDiT(nn.Module):
         # Small, so that early on all times look alike to the blocks.
         nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
         nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        # Nothing is mixed yet either.
+        for module in self.modules():
+            if isinstance(module, LocalMixing):
+                nn.init.zeros_(module.conv.weight)
+                nn.init.zeros_(module.conv.bias)
         # adaLN-Zero: shifts, scales and gates start at zero, every block as the identity.
         nn.init.zeros_(self.t_block[1].weight)
         for module in [*self.blocks, self.final_layer]:

@@ -18,14 +18,22 @@ Size = tuple[int, int, int]
 """(F, H, W) of a clip: frames, rows, columns."""
 
 ALL: Final = -1
-"""As many cells as there are tokens on the axis, whatever the size of the clip."""
+"""Cells of one token on the axis: as many as there are tokens, whatever the size of the clip."""
 
 
 class Grid(NamedTuple):
-    """Cells along time, and along each of rows and columns; Grid() is full 3D attention."""
+    """Cells along time, and along each of rows and columns; Grid() is full 3D attention.
+
+    n >= 1 is n cells, which grow with the clip; -n is cells of n tokens, as many as the clip needs.
+    """
 
     time: int = 1
     space: int = 1
+
+    @property
+    def multiples(self) -> tuple[int, int]:
+        """Frames, and rows and columns, must be multiples of these."""
+        return abs(self.time), abs(self.space)
 
     def cells(self, size: Size) -> Size:
         """Cells along (F, H, W) of a clip of this size; refuses what does not divide."""
@@ -47,8 +55,9 @@ NAMED_GRIDS: Final = {"spatial": Grid(time=ALL), "temporal": Grid(space=ALL)}
 def parse_grid(entry: str | Sequence[int] | None) -> Grid:
     """A block's entry in a config -> Grid.
 
-    None is full 3D attention, [t, s] cuts time in t and both rows and columns in s, "spatial" is
-    every frame alone and "temporal" every position alone over all frames.
+    None is full 3D attention, [t, s] cuts time in t and both rows and columns in s, [-t, -s] makes
+    cells of t frames and s x s tokens, "spatial" is every frame alone and "temporal" every position
+    alone over all frames.
     """
     if entry is None:
         return Grid()
@@ -57,8 +66,8 @@ def parse_grid(entry: str | Sequence[int] | None) -> Grid:
             raise ConfigError(f"grid {entry!r} is not one of {sorted(NAMED_GRIDS)}, [t, s] or None")
         return NAMED_GRIDS[entry]
     counts = list(entry)
-    if len(counts) != 2 or not all(isinstance(n, int) and (n >= 1 or n == ALL) for n in counts):
-        raise ConfigError(f"grid {entry!r} must be [t, s], two cell counts of at least 1")
+    if len(counts) != 2 or not all(isinstance(n, int) and n for n in counts):
+        raise ConfigError(f"grid {entry!r} must be [t, s], cell counts, or negative: cell lengths")
     return Grid(*counts)
 
 
@@ -123,14 +132,13 @@ class GridAttention(nn.Module):
 
 
 def _cells_on_axis(axis: str, length: int, cells: int) -> int:
-    if cells == ALL:
-        return length
     if length % cells:
+        of = f"{cells} cells" if cells > 0 else f"cells of {-cells}"
         raise UserError(
-            f"{length} {axis} of tokens do not divide into {cells} cells of attention; "
-            f"pad to a multiple of {cells}"
+            f"{length} {axis} of tokens do not divide into {of} of attention; "
+            f"pad to a multiple of {abs(cells)}"
         )
-    return cells
+    return cells if cells > 0 else length // -cells
 
 
 def _attention_backend(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

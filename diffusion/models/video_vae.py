@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder
-from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -43,6 +41,8 @@ class VideoVAE(nn.Module):
         decode_overlap: frames that neighbouring chunks share and blend, so that their borders do
             not flicker. 0 decodes independent chunks, as the published model did.
         """
+        from diffusers import AutoencoderKLTemporalDecoder  # slow, and other VAEs need none of it
+
         super().__init__()
         if not 0 <= decode_overlap < decode_chunk:
             raise UserError(
@@ -79,6 +79,8 @@ class VideoVAE(nn.Module):
         """
         latents, std = self.posterior(video)
         if sample_posterior:
+            from diffusers.utils.torch_utils import randn_tensor
+
             noise = randn_tensor(std.shape, generator, device=std.device, dtype=std.dtype)
             latents = latents + std * noise
         return (latents - self.shift_factor) * self.scaling_factor

@@ -4,6 +4,7 @@ Foreign files become state dicts with our names here and nowhere else; the pickl
 DiT is the only one that is ever read, and only as `weights_only`.
 """
 
+import logging
 import pickle
 import re
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from diffusion.utils.errors import WeightsError
 from diffusion.utils.files import make_folder, replacing
 
+log = logging.getLogger(__name__)
+
 StateDict = dict[str, Tensor]
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt")
@@ -24,6 +27,8 @@ CHECKPOINT_SUFFIXES = (".pth", ".pt")
 FOLDER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
 # Position tables that training code stored in checkpoints; ours are computed.
 POSITION_KEYS = ("pos_embed", "base_model.pos_embed", "model.pos_embed")
+# The layer of the transformer that sees the condition.
+INPUT_LAYER = "x_embedder.proj.weight"
 NAMES_SHOWN = 3
 
 
@@ -36,6 +41,27 @@ def load_weights(module: nn.Module, path: str | Path, *, use_ema: bool = False) 
     state = read_state_dict(path, use_ema=use_ema)
     check_fits(module, state, path)
     module.load_state_dict(state)
+
+
+def load_initial_weights(module: nn.Module, path: str | Path) -> None:
+    """`load_weights` for the start of a training: the file may know fewer input channels.
+
+    The module's last channels are then new. Their weights are zero, so that it computes at first
+    what the file's model computes, whatever comes in there.
+    """
+    state = read_state_dict(path)
+    wanted, stored = module.state_dict().get(INPUT_LAYER), state.get(INPUT_LAYER)
+    new = 0
+    if wanted is not None and stored is not None and stored.ndim == wanted.ndim:
+        new = max(0, wanted.shape[1] - stored.shape[1])
+        zeros = stored.new_zeros(len(stored), new, *stored.shape[2:])
+        state[INPUT_LAYER] = torch.cat([stored, zeros], dim=1)
+    check_fits(module, state, path)
+    module.load_state_dict(state)
+    log.info("starting from %s", path)
+    if new:
+        total = wanted.shape[1]
+        log.info("%d of the %d input channels are new and start at zero", new, total)
 
 
 def read_state_dict(path: str | Path, *, use_ema: bool = False) -> StateDict:

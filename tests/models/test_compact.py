@@ -30,7 +30,7 @@ def blocks_of(frames: torch.Tensor, block: int) -> np.ndarray:
 
 def fitted(components: int, block: int = 4) -> tuple[LinearBlocks, torch.Tensor]:
     linear, frames = LinearBlocks(block, components), pictures(6, 32, 48)
-    linear.fit(frames)
+    linear.fit([frames])
     return linear, frames
 
 
@@ -68,7 +68,7 @@ def test_an_untrained_network_is_the_linear_code():
     frames = pictures(6, 32, 48)
     encoder, decoder = BlockEncoder(4, **SMALL), BlockDecoder(4, **SMALL)
     assert encoder.spatial_compression == decoder.spatial_compression == 4
-    encoder.linear.fit(frames)
+    encoder.linear.fit([frames])
     decoder.linear.load_state_dict(encoder.linear.state_dict())
     latents = encoder(frames)
     assert torch.equal(latents, encoder.linear.encode(frames))

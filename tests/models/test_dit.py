@@ -258,3 +258,25 @@ def test_misspelt_options_are_refused():
         tiny(timestep_dtype="fp16")
     with pytest.raises(ConfigError, match="4 grids for 3 blocks"):
         tiny(grids=[None] * 4)
+
+
+def test_local_mixing_crosses_the_borders_of_cells_but_not_of_frames():
+    model = tiny(local_mixing=True, grids=[[-1, -2]])
+    x_t, t, condition = tiny_inputs()
+    changed = x_t.clone()
+    changed[:, :, 1, 2, 3] += 1  # token (1, 1, 1), at the corner of a cell
+    with torch.no_grad():
+        difference = (model(changed, t, condition) - model(x_t, t, condition)).abs().amax((0, 1))
+    assert difference[1, 4:6, 4:6].min() > 0  # token (1, 2, 2), of the cell beyond
+    assert difference[[0, 2, 3]].max() == 0
+
+
+def test_untrained_local_mixing_changes_nothing():
+    options = {"hidden_size": 48, "depth": 2, "num_heads": 3, "condition_channels": 2}
+    plain, mixing = VideoDiT(**options), VideoDiT(**options, local_mixing=True)
+    torch.nn.init.normal_(plain.final_layer.linear.weight)
+    missing = mixing.load_state_dict(plain.state_dict(), strict=False).missing_keys
+    assert missing
+    assert all(".local.conv." in name for name in missing)
+    inputs = tiny_inputs()
+    assert torch.equal(mixing(*inputs), plain(*inputs))

@@ -14,7 +14,16 @@ from diffusion.models.grid_attention import (
 from diffusion.utils.errors import ConfigError, UserError
 
 SIZE = (4, 8, 12)
-GRIDS = [Grid(), Grid(1, 4), Grid(4, 1), Grid(2, 2), Grid(time=ALL), Grid(space=ALL), Grid(ALL, 2)]
+GRIDS = [
+    Grid(),
+    Grid(1, 4),
+    Grid(4, 1),
+    Grid(2, 2),
+    Grid(time=ALL),
+    Grid(space=ALL),
+    Grid(ALL, 2),
+    Grid(-2, -4),
+]
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -46,6 +55,7 @@ def test_full_spatial_and_temporal_sequences(grid, shape):
     [
         (None, Grid()),
         ([1, 4], Grid(1, 4)),
+        ([-2, -8], Grid(-2, -8)),
         ("spatial", Grid(time=ALL)),
         ("temporal", Grid(space=ALL)),
     ],
@@ -61,6 +71,8 @@ def test_wrong_config_entries_are_refused(entry):
 
 
 def test_a_size_that_does_not_divide_names_the_remedy():
+    with pytest.raises(UserError, match=r"6 frames.* cells of 4 .*multiple of 4"):
+        split_grid(torch.zeros(1, 6, 8, 8, 2), Grid(-4, 1))
     with pytest.raises(UserError, match=r"6 frames.* 4 cells.*multiple of 4"):
         split_grid(torch.zeros(1, 6, 8, 8, 2), Grid(4, 1))
 
