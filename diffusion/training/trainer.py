@@ -1,72 +1,75 @@
-"""The training loop: one for all stages."""
+"""The training loop: one for all stages, on one or several processes."""
 
-import json
 import logging
 import math
-import time
-from collections.abc import Iterator
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from accelerate.utils import gather_object, set_seed
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from diffusion.data.clips import Batch, seeded
+from diffusion.data.clips import Batch
 from diffusion.data.latent_cache import LatentBatch
 from diffusion.models.weights import save_weights
-from diffusion.training.checkpoint import load_checkpoint, save_checkpoint
-from diffusion.training.ema import ema_copy, update_ema
-from diffusion.training.stages import Batches, Stage
-from diffusion.utils.errors import UserError
+from diffusion.registry import nearest
+from diffusion.training.checkpoint import (
+    Background,
+    Checkpoints,
+    State,
+    check_same_config,
+    plain,
+    random_state,
+    set_random_state,
+)
+from diffusion.training.draws import Draws
+from diffusion.training.ema import Average, ema_copy
+from diffusion.training.loading import fetch
+from diffusion.training.meter import Meter
+from diffusion.training.monitor import Monitor
+from diffusion.training.optimizers import (
+    DEFAULT_OPTIMIZER,
+    NEED_WHOLE_WEIGHTS,
+    build_optimizer,
+    check_schedule,
+    lr_factor,
+    scaled_lr,
+)
+from diffusion.training.processes import (
+    build_accelerator,
+    gather_batch,
+    map_tensors,
+    sharded_like,
+    whole,
+)
+from diffusion.training.stage import Batches, Stage
+from diffusion.training.stopping import StopRequest
+from diffusion.training.validation import Validation
+from diffusion.utils.errors import ConfigError, UserError
 from diffusion.utils.files import make_folder
 
 log = logging.getLogger(__name__)
-
-OPTIMIZERS = {"AdamW": torch.optim.AdamW}
 
 
 class TrainingDiverged(UserError):
     """The loss is not a finite number."""
 
 
-def lr_factor(step: int, warmup_steps: int, max_steps: int, final: float = 0.02) -> float:
-    """Linear warm-up, then a cosine to `final` times the learning rate."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+class StageLoss(nn.Module):
+    """A stage as a module whose forward is the loss: what DDP and FSDP2 can wrap."""
 
+    def __init__(self, stage: Stage):
+        super().__init__()
+        self.stage = stage
 
-class Meter:
-    """Means over the steps since the last `take`, and the time they took."""
-
-    def __init__(self):
-        self._restart()
-
-    def _restart(self) -> None:
-        self.totals: dict[str, float] = {}
-        self.steps, self.waited, self.begun = 0, 0.0, time.perf_counter()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """The block waits for data."""
-        begun = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - begun
-
-    def add(self, scalars: dict[str, float]) -> None:
-        self.steps += 1
-        for name, value in scalars.items():
-            self.totals[name] = self.totals.get(name, 0.0) + value
-
-    def take(self) -> dict[str, float]:
-        """Means of the scalars, seconds per step, and the share of them spent on data."""
-        elapsed = time.perf_counter() - self.begun
-        means = {name: total / self.steps for name, total in self.totals.items()}
-        means |= {"seconds": elapsed / self.steps, "data_share": self.waited / elapsed}
-        self._restart()
-        return means
+    def forward(self, batch: Batch | LatentBatch, draws: Draws) -> dict[str, Tensor]:
+        return self.stage.loss(batch, draws)
 
 
 class Trainer:
@@ -74,6 +77,14 @@ class Trainer:
 
     Running it again continues after the last checkpoint with the same data and noise: both are
     functions of (seed, step).
+
+    max_steps: updates of the weights; each takes `gradient_accumulation` batches of every process.
+    auto_lr: options of `scaled_lr`, or None to take `lr` as it is.
+    save_interval, keep_last, keep_every: see `Checkpoints`.
+    fsdp: options of `processes.sharding`, or None for whole networks in every process.
+    batch_size: clips in a batch of one process, for `auto_lr`.
+    num_workers: processes that load data, for each process that trains.
+    config: the whole config; a run does not continue with another one.
     """
 
     def __init__(
@@ -84,109 +95,326 @@ class Trainer:
         work_dir: str | Path,
         max_steps: int,
         lr: float,
-        optimizer: str = "AdamW",
-        weight_decay: float = 0.01,
+        auto_lr: Mapping[str, Any] | None = None,
+        optimizer: Mapping[str, Any] = DEFAULT_OPTIMIZER,
+        lr_scheduler: str = "cosine",
         warmup_steps: int = 100,
+        gradient_accumulation: int = 1,
         gradient_clip: float = 1.0,
         ema_decay: float = 0.999,
         log_interval: int = 20,
         save_interval: int = 200,
+        keep_last: int = 2,
+        keep_every: int | None = None,
+        num_workers: int = 2,
+        fsdp: Mapping[str, Any] | None = None,
         seed: int = 0,
+        batch_size: int | None = None,
+        validation: Validation | None = None,
+        config: Mapping[str, Any] | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        self.stage, self.batches = stage, batches
-        self.work_dir = Path(work_dir)
-        self.max_steps, self.lr, self.warmup_steps = max_steps, lr, warmup_steps
+        check_schedule(lr_scheduler)
+        if fsdp is not None:
+            check_sharding(fsdp, stage, optimizer["type"])
+        check_positive(lr=lr, gradient_accumulation=gradient_accumulation)
+        check_positive(log_interval=log_interval, save_interval=save_interval)
+        self.stage, self.batches, self.validation = stage, batches, validation
+        self.batch_size = batch_size
+        self.work_dir, self.config, self.seed = Path(work_dir), config, seed
+        self.max_steps, self.num_workers = max_steps, num_workers
+        self.lr_scheduler, self.warmup_steps = lr_scheduler, warmup_steps
         self.gradient_clip, self.ema_decay = gradient_clip, ema_decay
         self.log_interval, self.save_interval = log_interval, save_interval
-        self.seed, self.device, self.dtype = seed, torch.device(device), dtype
-        if optimizer not in OPTIMIZERS:
-            raise UserError(f"unknown optimizer {optimizer!r}; valid are: {', '.join(OPTIMIZERS)}")
-        stage.to(device, memory_format=torch.channels_last)
-        self.model: nn.ModuleDict = stage.parts
-        self.optimizer = OPTIMIZERS[optimizer](
-            self.model.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99)
+        self.checkpoints = Checkpoints(self.work_dir / "checkpoints", keep_last, keep_every)
+        self.accelerator = build_accelerator(
+            torch.device(device),
+            dtype,
+            gradient_accumulation,
+            fsdp,
+            frozen=[child for child in stage.children() if child is not stage.parts],
         )
+        self.accumulation, self.sharded = gradient_accumulation, fsdp is not None
+        self.lr = lr if auto_lr is None else scaled_lr(lr, self.total_batch, **auto_lr)
+        stage.to(self.device)
+        if not self.sharded:  # FSDP2 takes contiguous weights only
+            to_channels_last(stage)
+        self.parts: nn.ModuleDict = stage.parts
+        self.optimizer = build_optimizer(optimizer, self.parts.parameters(), self.lr)
+        self.meter, self.saving = Meter(), Background()
         self.step = 0
-        self.ema: nn.Module | None = None
+        self.average: Average | None = None
+        self.monitor: Monitor | None = None
 
     @property
-    def checkpoint(self) -> Path:
-        return self.work_dir / "checkpoint.pt"
+    def device(self) -> torch.device:
+        return self.accelerator.device
 
-    def run(self) -> None:
-        make_folder(self.work_dir)
-        self.start()
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def total_batch(self) -> int:
+        """Clips per update, over all processes."""
+        if self.batch_size is None:
+            raise ConfigError("train.auto_lr needs data.batch_size, the clips of a process")
+        return self.batch_size * self.accelerator.num_processes * self.accumulation
+
+    # The loop
+
+    def run(self) -> signal.Signals | None:
+        """Train to the last step; returns the signal that stopped it before, if one did."""
+        if self.average is None:
+            self.start()
+        if self.step >= self.max_steps:
+            log.info("%s: finished at step %d already", self.work_dir, self.step)
+            return None
+        micro_steps = range(self.step * self.accumulation, self.max_steps * self.accumulation)
+        batches = fetch(self.batches, micro_steps, self.num_workers)
         self.model.train()
-        meter = Meter()
-        steps = range(self.step, self.max_steps)
-        with tqdm(
-            steps, self.work_dir.name, total=self.max_steps, initial=self.step, dynamic_ncols=True
-        ) as bar:
-            for step in bar:
-                with meter.waiting():
-                    batch = self.batches(step)
-                meter.add(self.train_step(batch))
+        self.meter.start_clock()
+        stopped = False
+        with StopRequest() as stop, self.recording(), self.progress_bar() as bar:
+            while self.step < self.max_steps and not stopped:
+                stopped = self.train_step(batches, stop)
+                bar.set_postfix_str(self.status(), refresh=False)
+                bar.update()
                 if self.step % self.log_interval == 0:
-                    means = meter.take()
-                    self.record(means)
-                    bar.set_postfix(loss=f"{means['loss']:.4f}")
-                if self.step % self.save_interval == 0 or self.step == self.max_steps:
+                    self.record()
+                if self.validation is not None and (
+                    self.validation.due(self.step) or self.step == self.max_steps
+                ):
+                    with self.meter.paused():
+                        self.validate()
+                if stopped or self.step % self.save_interval == 0 or self.step == self.max_steps:
                     self.save()
+                self.saving.check()
+        if not stopped:
+            return None
+        log.info("%s: stopped after step %d; the same command continues", self.work_dir, self.step)
+        return stop.received or signal.SIGTERM  # of another process
+
+    def train_step(self, batches: Iterator[Batch | LatentBatch], stop: StopRequest) -> bool:
+        """One update of the weights; whether any process was asked to stop."""
+        self.set_lr()
+        losses, sources = [], []
+        for micro in range(self.accumulation):
+            with self.meter.waiting():
+                batch = next(batches).to(self.device)
+            with self.accelerator.accumulate(self.model):
+                terms = self.model(batch, self.draws(micro, len(batch)))
+                loss = torch.stack(list(terms.values())).sum()
+                self.accelerator.backward(loss)
+            losses.append(torch.stack([loss, *terms.values()]).detach().float())
+            sources += batch.sources
+        mean = torch.stack(losses).mean(0)  # (1 + number of terms,)
+        stopped, scalars = self.agree(stop.received is not None, mean, sources)
+        norm = self.clip_gradients(sources)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.average.update(self.step)
+        self.meter.add(
+            dict(zip(("loss", *terms), scalars, strict=True)) | norm,
+            clips=len(sources) * self.accelerator.num_processes,
+        )
+        return stopped
+
+    def set_lr(self) -> None:
+        factor = lr_factor(
+            self.step,
+            schedule=self.lr_scheduler,
+            warmup_steps=self.warmup_steps,
+            max_steps=self.max_steps,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * factor
+
+    def draws(self, micro: int, count: int) -> Draws:
+        """What this process draws for the batch that is number `micro` of this update."""
+        return Draws(
+            seed=self.seed,
+            step=self.step * self.accumulation + micro,
+            first=self.accelerator.process_index * count,
+            count=count,
+            device=self.device,
+        )
+
+    def agree(
+        self, stop: bool, losses: Tensor, sources: Sequence[str]
+    ) -> tuple[bool, Sequence[float]]:
+        """Whether any process wants to stop, and the means of the losses over all of them.
+
+        A loss that is not finite ends all processes, with the same words.
+        """
+        wishes = self.accelerator.reduce(torch.cat([losses.new_tensor([float(stop)]), losses]))
+        stopped, *means = (wishes / self.accelerator.num_processes).tolist()
+        if not all(map(math.isfinite, means)):
+            mine = [] if losses.isfinite().all() else list(sources)
+            raise TrainingDiverged(
+                f"loss {means[0]} at step {self.step}; clips: {', '.join(gather_object(mine))}"
+            )
+        return stopped > 0, means
+
+    def clip_gradients(self, sources: Sequence[str]) -> dict[str, float]:
+        """Bound the norm of all gradients; what it was, as a scalar to record."""
+        parameters = self.model.parameters()
+        norm = whole(self.accelerator.clip_grad_norm_(parameters, self.gradient_clip)).item()
+        if math.isfinite(norm):
+            return {"grad_norm": norm}
+        if self.accelerator.scaler is not None:
+            return {}  # too large for fp16: the scaler skips this update and lowers its scale
+        raise TrainingDiverged(
+            f"gradient norm {norm} at step {self.step}; clips: {', '.join(gather_object(sources))}"
+        )
+
+    # What the user sees
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Within the block the monitor is open; after it, what was to be saved is."""
+        if self.is_main:
+            self.monitor = Monitor(self.work_dir, self.step)
+        try:
+            yield
+        finally:
+            if self.is_main:
+                self.monitor.close()
+            self.saving.wait()
+
+    def progress_bar(self) -> tqdm:
+        return tqdm(
+            desc=self.work_dir.name,
+            total=self.max_steps,
+            initial=self.step,
+            disable=not self.is_main,
+            dynamic_ncols=True,
+            mininterval=0.1 if sys.stderr.isatty() else 30.0,  # lines of a log file
+        )
+
+    def status(self) -> str:
+        speed = self.meter.speed()
+        return (
+            f"loss {self.meter.means()['loss']:.4f}, lr {self.optimizer.param_groups[0]['lr']:.1e}"
+            f", {speed['clips_per_second']:.2f} clips/s, {speed['data_share']:.0%} data wait"
+        )
+
+    def record(self) -> None:
+        scalars = self.meter.means() | self.meter.speed()
+        if self.is_main:
+            lr = self.optimizer.param_groups[0]["lr"]
+            self.monitor.scalars(self.step, scalars | {"lr": lr})
+        self.meter.restart()
+
+    def validate(self) -> None:
+        network = self.average.gather()
+        if self.is_main:
+            with self.accelerator.autocast():
+                self.validation.run(self.stage, network, self.step, self.monitor)
+        self.accelerator.wait_for_everyone()
+
+    # Beginning, saving and continuing
 
     def start(self) -> None:
         """Continue after the last checkpoint, or begin."""
-        if self.checkpoint.exists():
-            state = load_checkpoint(self.checkpoint)
-            self.model.load_state_dict(state["model"])
-            self.ema = ema_copy(self.model)
-            self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step = state["step"]
-            log.info("continuing after step %d of %s", self.step, self.checkpoint)
-            return
-        self.stage.prepare(self.batches)
-        self.ema = ema_copy(self.model)
+        if self.is_main:
+            make_folder(self.work_dir)
+            self.checkpoints.clean(f"{name}.safetensors" for name in self.parts)
+        self.accelerator.wait_for_everyone()
+        state = self.checkpoints.load()
+        if state is None:
+            self.stage.prepare(lambda step: gather_batch(self.accelerator, self.batches(step)))
+        else:
+            if self.config is not None and "config" in state:
+                check_same_config(state["config"], self.config, self.work_dir)
+            self.parts.load_state_dict(state["model"])
+        network = ema_copy(self.parts)
+        if state is not None:
+            network.load_state_dict(state["ema"])
+        loss = StageLoss(self.stage)
+        self.model, self.optimizer = self.accelerator.prepare(loss, self.optimizer)
+        self.average = Average(network, self.parts, self.ema_decay)
+        if state is None:
+            set_seed(self.seed, device_specific=True)
+        else:
+            self.resume(state)
 
-    def train_step(self, batch: Batch | LatentBatch) -> dict[str, float]:
-        word = int(seeded(self.seed, 0, self.step, 1).integers(2**62))
-        generator = torch.Generator(self.device).manual_seed(word)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * lr_factor(self.step, self.warmup_steps, self.max_steps)
-        batch = batch.to(self.device)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            terms = self.stage.loss(batch, generator)
-        loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            raise TrainingDiverged(
-                f"loss {loss.item()} at step {self.step}; clips: {', '.join(batch.sources)}"
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.gradient_clip)
-        self.optimizer.step()
-        self.step += 1
-        update_ema(self.ema, self.model, self.ema_decay, self.step)
-        return {"loss": loss.item(), "grad_norm": norm.item()} | {
-            name: term.item() for name, term in terms.items()
+    def resume(self, state: State) -> None:
+        """What remains to be set once the weights are there."""
+        self.step = state["step"]
+        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        averages = {
+            i: map_tensors(partial(sharded_like, like=weights[i]), values)
+            for i, values in state["optimizer"]["state"].items()
         }
-
-    def record(self, means: dict[str, float]) -> None:
-        line = {"step": self.step, **means, "lr": self.optimizer.param_groups[0]["lr"]}
-        with (self.work_dir / "scalars.jsonl").open("a") as file:
-            file.write(json.dumps({name: round(value, 6) for name, value in line.items()}) + "\n")
+        self.optimizer.load_state_dict(state["optimizer"] | {"state": averages})
+        self.meter.load_state_dict(state.get("meter", {}))
+        if self.accelerator.scaler is not None and state.get("scaler"):
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        random_states, rank = state.get("random", []), self.accelerator.process_index
+        if len(random_states) == self.accelerator.num_processes:
+            set_random_state(random_states[rank])
+        else:  # draws of clips do not depend on them
+            set_seed(self.seed + self.step, device_specific=True)
+        log.info("continuing after step %d of %s", self.step, self.work_dir)
 
     def save(self) -> None:
-        """The state to continue from, and beside it the averaged weights for inference."""
-        save_checkpoint(
-            self.checkpoint,
-            {
-                "step": self.step,
-                "model": self.model.state_dict(),
-                "ema": self.ema.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            },
+        """Take the state as it is now; write it while training goes on."""
+        random_states = gather_object([random_state()])
+        network = self.average.gather()
+        if not (self.is_main or self.sharded):
+            return
+        snapshot = {
+            "step": self.step,
+            "model": self.parts.state_dict(),
+            "ema": network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.accelerator.scaler and self.accelerator.scaler.state_dict(),
+            "meter": self.meter.state_dict(),
+            "random": random_states,
+            "config": None if self.config is None else plain(self.config),
+        }
+        snapshot = map_tensors(lambda tensor: whole(tensor).to("cpu", copy=True), snapshot)
+        if self.is_main:
+            self.saving.start(self.write, snapshot)
+
+    def write(self, state: State) -> None:
+        """The averaged weights for inference, then the checkpoint beside them."""
+        for name in self.parts:
+            prefix = f"{name}."
+            weights = {
+                key.removeprefix(prefix): value
+                for key, value in state["ema"].items()
+                if key.startswith(prefix)
+            }
+            file = self.work_dir / f"{name}.safetensors"
+            save_weights(weights, file, {"step": str(state["step"])})
+        self.checkpoints.save(state["step"], state)
+
+
+def check_positive(**options: float) -> None:
+    for name, value in options.items():
+        if not value > 0:
+            raise ConfigError(f"train.{name} is {value}, but must be positive")
+
+
+def check_sharding(fsdp: Mapping[str, Any], stage: Stage, optimizer: str) -> None:
+    if optimizer in NEED_WHOLE_WEIGHTS:
+        raise ConfigError(
+            f"train.optimizer {optimizer!r} needs whole weights; with train.fsdp use AdamW"
         )
-        for name, part in self.ema.items():
-            save_weights(part, self.work_dir / f"{name}.safetensors", {"step": str(self.step)})
+    present = {type(module).__name__ for module in stage.parts.modules()}
+    for name in fsdp.get("wrap", ()):
+        if name not in present:
+            raise ConfigError(
+                f"train.fsdp.wrap: no network has a {name!r}; {nearest(name, present)}"
+            )
+
+
+def to_channels_last(module: nn.Module) -> None:
+    """The weights of image convolutions; videos' have no such format."""
+    for tensor in [*module.parameters(), *module.buffers()]:
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)

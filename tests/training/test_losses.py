@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from diffusion.training.losses import PerceptualDistance, charbonnier
+from diffusion.models.perceptual import PerceptualDistance
+from diffusion.training.losses import (
+    FeatureDiscriminator,
+    charbonnier,
+    hinge_losses,
+)
 
 
 def test_charbonnier_is_square_near_zero_and_linear_far_away():
@@ -50,3 +55,35 @@ def test_training_mode_leaves_the_statistics_alone(perceptual, frames):
     perceptual.train()
     perceptual(frames, frames)
     assert torch.equal(perceptual.net.bn1.running_mean, before)
+
+
+def test_a_judgement_trains_the_discriminator_or_the_decoder_never_both(perceptual, frames):
+    torch.manual_seed(0)
+    discriminator = FeatureDiscriminator()
+    fake = (0.5 * frames).requires_grad_()
+    losses = hinge_losses(discriminator, perceptual.features(frames), perceptual.features(fake))
+    of_judge, of_decoder = losses
+    of_judge.backward(retain_graph=True)
+    assert fake.grad is None
+    assert all(p.grad.abs().max() > 0 for p in discriminator.parameters() if p.dim() > 1)
+    discriminator.zero_grad()
+    of_decoder.backward()
+    assert fake.grad.abs().max() > 0
+    assert all(p.grad is None for p in discriminator.parameters())
+
+
+def test_the_discriminator_learns_to_tell_soft_frames_and_to_approve_sharp_ones(perceptual):
+    torch.manual_seed(0)
+    discriminator = FeatureDiscriminator()
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3)
+    for _ in range(30):
+        sharp = torch.randn(4, 3, 64, 64)
+        soft = torch.nn.functional.avg_pool2d(sharp, 3, 1, 1)
+        real, fake = perceptual.features(sharp), perceptual.features(soft)
+        of_judge, of_decoder = hinge_losses(discriminator, real, fake)
+        optimizer.zero_grad()
+        of_judge.backward()
+        optimizer.step()
+    assert of_judge < 1
+    approved = hinge_losses(discriminator, real, real)[1]
+    assert approved < of_decoder - 0.5

@@ -1,0 +1,49 @@
+"""The networks that a stage needs beside those it trains."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffusion.pipelines.builder import assemble, build_part, load_parts
+from diffusion.pipelines.cascade import CascadePipeline
+
+
+class FrozenNetworks:
+    """The networks of a config, with its `weights`, each loaded when it is first asked for.
+
+    Training on cached latents asks for none. They are no modules of the stage that holds them, so
+    that they are in no checkpoint and stay in eval mode.
+
+    random: draw the weights instead, where only sizes and times matter.
+    """
+
+    def __init__(self, config: Mapping[str, Any], *, random: bool = False):
+        self.config, self.random = config, random
+        self._loaded: dict[str, nn.Module] = {}
+
+    def fresh(self, name: str) -> nn.Module:
+        """A copy of its own, to be trained on."""
+        if self.random:
+            return build_part(self.config, name)
+        return load_parts(self.config, (name,))[name]
+
+    @property
+    def loaded(self) -> Mapping[str, nn.Module]:
+        return self._loaded
+
+    def get(self, name: str, device: torch.device) -> nn.Module:
+        if name not in self._loaded:
+            self._loaded[name] = self.fresh(name).eval().requires_grad_(False)
+        network = self._loaded[name]
+        if next(network.parameters()).device != device:
+            network.to(device)
+        return network
+
+    def cascade(self, parts: Mapping[str, nn.Module], device: torch.device) -> CascadePipeline:
+        """The pipeline of the config around `parts`, which it freezes, and the others it needs."""
+        uses_base = self.config.get("conditioning", {}).get("residual_std") is not None
+        names = {"compressor", "vae", *(["previewer"] if uses_base else [])} - parts.keys()
+        others = {name: self.get(name, device) for name in names}
+        return assemble(self.config, {**parts, **others}, device=device)

@@ -1,0 +1,176 @@
+import errno
+import random
+import resource
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion.config import load_config
+from diffusion.training.checkpoint import (
+    Background,
+    Checkpoints,
+    check_same_config,
+    load_checkpoint,
+    plain,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+)
+from diffusion.utils.errors import ConfigError, UserError
+
+
+def state_of(step):
+    return {"step": step, "weights": torch.full((100,), float(step))}
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path / "checkpoints")
+
+
+def latest(checkpoints):
+    return (checkpoints.folder / "latest").read_text().strip()
+
+
+def test_the_newest_is_found_and_pointed_to(checkpoints):
+    assert checkpoints.load() is None
+    for step in (5, 10, 100):
+        checkpoints.save(step, state_of(step))
+        assert latest(checkpoints) == checkpoints.path(step).name
+        assert checkpoints.load()["step"] == step
+        assert checkpoints.load()["weights"].tolist() == [step] * 100
+
+
+def test_the_last_and_the_milestones_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=2, keep_every=30)
+    for step in range(10, 101, 10):
+        checkpoints.save(step, state_of(step))
+    assert checkpoints.steps() == [100, 90, 60, 30]
+
+
+def test_a_truncated_checkpoint_names_what_can_be_used(checkpoints):
+    for step in (1, 2):
+        checkpoints.save(step, state_of(step))
+    path = checkpoints.path(2)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"step_00000002\.pt: not a readable") as raised:
+        checkpoints.load()
+    assert str(raised.value).endswith("delete step_00000002.pt to continue from step_00000001.pt")
+    assert path.exists()
+    path.unlink()  # what it says
+    assert checkpoints.load()["step"] == 1
+    checkpoints.clean([])
+    assert latest(checkpoints) == "step_00000001.pt"
+
+
+def test_nothing_to_fall_back_to(checkpoints):
+    checkpoints.save(1, state_of(1))
+    checkpoints.path(1).write_text("damaged")
+    with pytest.raises(UserError, match=r"step_00000001\.pt: not a readable checkpoint; delete it"):
+        checkpoints.load()
+
+
+def test_checkpoints_of_the_first_trainer_are_read(tmp_path):
+    save_checkpoint(tmp_path / "checkpoint.pt", state_of(7))
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.load()["step"] == 7
+    checkpoints.save(8, state_of(8))
+    assert checkpoints.load()["step"] == 8
+
+
+@pytest.fixture
+def small_disk():
+    """No file may grow beyond 20 kB: the system's answer is that of a full disk, by its number."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(checkpoints, small_disk):
+    checkpoints.save(1, state_of(1))
+    large = {"step": 2, "weights": torch.zeros(10_000)}
+    with pytest.raises(UserError, match=r"step_00000002\.pt: cannot be written \(.*\); free some"):
+        checkpoints.save(2, large)
+    assert checkpoints.steps() == [1]
+    assert latest(checkpoints) == "step_00000001.pt"
+    assert checkpoints.load()["step"] == 1
+    assert list(checkpoints.folder.glob(".*")) == []
+
+
+def test_what_killed_writers_left_is_removed(checkpoints):
+    checkpoints.save(1, state_of(1))
+    left = checkpoints.folder / ".step_00000002.pt.123.partial"
+    beside = checkpoints.folder.parent / ".vae.safetensors.123.partial"
+    other = checkpoints.folder.parent / ".scalars.123.partial"
+    for path in (left, beside, other):
+        path.write_text("")
+    checkpoints.clean(["vae.safetensors"])
+    assert [path.exists() for path in (left, beside, other)] == [False, False, True]
+    assert checkpoints.load()["step"] == 1
+
+
+def test_jobs_run_beside_training_one_at_a_time():
+    background, running, may_end = Background(), threading.Event(), threading.Event()
+
+    def job(log):
+        running.set()
+        may_end.wait(10)
+        log.append("ended")
+
+    log = []
+    background.start(job, log)
+    assert running.wait(10)
+    background.check()  # does not wait
+    assert log == []
+    may_end.set()
+    background.start(log.append, "next")
+    assert log[0] == "ended"
+    background.wait()
+    assert log == ["ended", "next"]
+
+
+def test_errors_of_the_background_surface():
+    def fail():
+        raise OSError(errno.ENOSPC, "No space left on device", "a.pt")
+
+    background = Background()
+    background.start(fail)
+    while not background._job.done():
+        time.sleep(0.01)
+    with pytest.raises(OSError, match="No space left"):
+        background.check()
+    background.wait()  # once is enough
+
+
+def test_random_states_survive_a_checkpoint(tmp_path):
+    save_checkpoint(tmp_path / "a.pt", random_state())
+    draws = [(random.random(), np.random.rand(3).tolist(), torch.randn(3).tolist())]
+    set_random_state(load_checkpoint(tmp_path / "a.pt"))
+    draws += [(random.random(), np.random.rand(3).tolist(), torch.randn(3).tolist())]
+    assert draws[0] == draws[1]
+
+
+def test_another_config_is_named_key_by_key(tmp_path):
+    def refused(*overrides):
+        config = load_config("configs/compact.vae.py", overrides)
+        with pytest.raises(ConfigError) as raised:
+            check_same_config(stored, config, tmp_path)
+        return str(raised.value)
+
+    config = load_config("configs/compact.vae.py")
+    save_checkpoint(tmp_path / "a.pt", plain(config))
+    stored = load_checkpoint(tmp_path / "a.pt")
+    check_same_config(stored, config, tmp_path)
+    free = ("train.max_steps=9", "train.log_interval=1", "data.cache_dir=x", "validation={'a': 1}")
+    check_same_config(stored, load_config("configs/compact.vae.py", free), tmp_path)
+
+    said = refused("train.lr=1.0")
+    assert said.startswith(f"{tmp_path}: holds checkpoints of another config (train.lr: ")
+    assert "-> 1.0); undo the change or choose another --work-dir" in said
+    assert "train.ema_decay: absent -> 0.5" in refused("train.ema_decay=0.5")
+    many = [f"train.{name}=1" for name in ("lr", "seed", "gradient_clip", "warmup_steps")]
+    assert " and 1 more); undo" in refused(*many)

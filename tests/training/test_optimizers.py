@@ -1,0 +1,112 @@
+import pytest
+import torch
+from torch import nn
+
+from diffusion.training.optimizers import (
+    DEFAULT_OPTIMIZER,
+    OPTIMIZERS,
+    build_optimizer,
+    check_optimizer,
+    lr_factor,
+    scaled_lr,
+)
+from diffusion.utils.errors import ConfigError
+
+
+def factors(schedule, warmup_steps=10, max_steps=110):
+    options = {"schedule": schedule, "warmup_steps": warmup_steps, "max_steps": max_steps}
+    return [lr_factor(step, **options) for step in range(max_steps + 1)]
+
+
+def test_warm_up_begins_above_zero():
+    for schedule in ("constant", "cosine"):
+        assert factors(schedule)[:11] == pytest.approx([i / 10 for i in range(1, 11)] + [1])
+        assert factors(schedule, warmup_steps=0)[0] == 1
+
+
+def test_constant_is_constant():
+    assert set(factors("constant")[10:]) == {1.0}
+
+
+def test_cosine_falls_to_a_fiftieth():
+    curve = factors("cosine")
+    assert curve[60] == pytest.approx(0.51)  # half-way
+    assert curve[110] == pytest.approx(0.02)
+    assert curve[10:] == sorted(curve[10:], reverse=True)
+
+
+def test_scaling_to_the_batch():
+    # one GPU with 4 clips at the published 2e-5
+    assert scaled_lr(2e-5, 4) == pytest.approx(2.5e-6)
+    assert scaled_lr(2e-5, 32) == pytest.approx(7.07e-6, rel=1e-3)
+    assert scaled_lr(1.0, 64, rule="linear", base_batch=32) == 2
+    assert scaled_lr(1.0, 256) == 1
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS.classes)
+def test_every_optimizer_descends(name):
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 8)
+    x, y = torch.randn(64, 8), torch.randn(64, 8)
+    optimizer = build_optimizer({"type": name}, layer.parameters(), 1e-2)
+    losses = []
+    for _ in range(30):
+        loss = (layer(x) - y).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_options_reach_the_optimizer():
+    layer = nn.Linear(2, 2)
+    optimizer = build_optimizer({"type": "CAME", "weight_decay": 0.5}, layer.parameters(), 1e-3)
+    group = optimizer.param_groups[0]
+    assert group["weight_decay"] == 0.5
+    # the published ones are its defaults
+    assert (group["betas"], group["eps"]) == ((0.9, 0.999, 0.9999), (1e-30, 1e-16))
+    assert group["clip_threshold"] == 1.0
+
+
+def test_first_updates_of_came_by_hand():
+    """No bias correction; a vector's step is its momentum, without confidence."""
+    lr, gradients = 0.1, torch.tensor([[3.0, -1.0], [2.0, 0.5]])
+    weight = nn.Parameter(torch.zeros(2))
+    optimizer = build_optimizer({"type": "CAME"}, [weight], lr)
+    square, momentum, expected = torch.zeros(2), torch.zeros(2), torch.zeros(2)
+    for gradient in gradients:
+        square = 0.999 * square + 0.001 * (gradient**2 + 1e-30)
+        update = gradient / square.sqrt()
+        update = update / (update.norm() / 2**0.5).clamp(min=1)
+        momentum = 0.9 * momentum + 0.1 * update
+        expected = expected - lr * momentum
+        weight.grad = gradient.clone()
+        optimizer.step()
+    torch.testing.assert_close(weight.data, expected)
+
+
+def test_frozen_weights_are_left_out():
+    layer = nn.Linear(2, 2)
+    layer.bias.requires_grad_(False)
+    optimizer = build_optimizer(DEFAULT_OPTIMIZER, layer.parameters(), 1e-3)
+    assert optimizer.param_groups[0]["params"] == [layer.weight]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"type": "AdamWW"}, "did you mean 'AdamW'"),
+        ({"type": "AdamW", "weight_decy": 1}, "did you mean 'weight_decay'"),
+        ({"type": "AdamW", "lr": 1}, "unknown key 'lr' in train.optimizer"),
+        ({"weight_decay": 1}, "train.optimizer lacks the key 'type'"),
+    ],
+)
+def test_mistakes_are_named(options, said):
+    with pytest.raises(ConfigError, match=said):
+        check_optimizer(options)
+
+
+def test_values_are_checked_by_the_optimizer():
+    with pytest.raises(ConfigError, match=r"train\.optimizer: Invalid beta parameter"):
+        build_optimizer({"type": "AdamW", "betas": (2, 2)}, [nn.Parameter(torch.zeros(1))], 1e-3)

@@ -1,0 +1,246 @@
+"""A run that was stopped, killed or could not write goes on as if nothing had happened."""
+
+import os
+import random
+import resource
+import signal
+import time
+
+import pytest
+import torch
+from trainings import (
+    compressor_config,
+    line_trainer,
+    same,
+    same_weights,
+    scalars,
+    start,
+    train,
+    trainer_of,
+)
+from video_files import encode, moving_frames
+
+from diffusion.training.checkpoint import load_checkpoint, save_checkpoint
+from diffusion.utils.errors import ConfigError, UserError
+
+# Intervals that are no multiples of one another: means of the loss span checkpoints.
+OFTEN = ("train.save_interval=3", "train.log_interval=4", "train.max_steps=24")
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return encode(tmp_path_factory.mktemp("video") / "a.mp4", moving_frames(6, 64, 96))
+
+
+@pytest.fixture
+def train_config(tmp_path, tiny_config, video):
+    return compressor_config(tmp_path, video, tiny_config.parent)
+
+
+def last_state(work_dir):
+    return load_checkpoint(sorted((work_dir / "checkpoints").glob("step_*.pt"))[-1])
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(trainer, step):
+    """Let the trainer fail when it asks for the batch of this step."""
+    batches = trainer.batches
+
+    def stopping(asked):
+        if asked == step:
+            raise Stopped
+        return batches(asked)
+
+    trainer.batches = stopping
+    with pytest.raises(Stopped):
+        trainer.run()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("train.optimizer={'type': 'CAME'}", "train.lr_scheduler=constant"),
+        ("train.gradient_accumulation=2",),
+    ],
+    ids=["AdamW", "CAME", "accumulation"],
+)
+def test_stopped_and_continued_is_uninterrupted(train_config, tmp_path, options):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    trainer_of(train_config, whole, *OFTEN, *options).run()
+    accumulation = 2 if "accumulation" in str(options) else 1
+    stop_at(trainer_of(train_config, parts, *OFTEN, *options), 14 * accumulation)
+    assert last_state(parts)["step"] == 12
+    torch.manual_seed(1234)  # what happens between the runs does not matter
+    trainer_of(train_config, parts, *OFTEN, *options).run()
+    assert same(last_state(whole), last_state(parts))
+    assert same_weights(whole, parts)
+    assert scalars(whole) == scalars(parts)
+    assert [line["step"] for line in scalars(parts)] == [4, 8, 12, 16, 20, 24]
+
+
+def test_the_first_trainers_checkpoint_continues(train_config, tmp_path):
+    """checkpoint.pt in the work dir, with step, model, ema and optimizer alone."""
+    options = ("train.max_steps=6", "train.save_interval=3", "train.log_interval=3")
+    trainer_of(train_config, tmp_path / "whole", *options).run()
+    stop_at(trainer_of(train_config, tmp_path / "new", *options), 3)
+    state = last_state(tmp_path / "new")
+    (tmp_path / "old").mkdir()
+    kept = {name: state[name] for name in ("step", "model", "ema", "optimizer")}
+    save_checkpoint(tmp_path / "old" / "checkpoint.pt", kept)
+    trainer_of(train_config, tmp_path / "old", *options).run()
+    assert same_weights(tmp_path / "whole", tmp_path / "old")
+    assert scalars(tmp_path / "old") == scalars(tmp_path / "whole")[1:]
+
+
+def test_another_config_is_refused_and_the_old_one_goes_on(train_config, tmp_path):
+    stop_at(trainer_of(train_config, tmp_path / "work"), 15)
+    with pytest.raises(ConfigError, match=r"work: holds .* \(train.lr: 0.003 -> 0.1\); undo"):
+        trainer_of(train_config, tmp_path / "work", "train.lr=0.1").run()
+    longer = trainer_of(train_config, tmp_path / "work", "train.max_steps=35")
+    longer.start()
+    assert longer.step == 10
+    longer.run()
+    assert longer.step == 35
+
+
+@pytest.fixture
+def file_limit():
+    """Calling it sets how large files may grow: then the disk is full, to who writes on."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_stops_the_run_which_continues_later(train_config, tmp_path, file_limit):
+    whole, full = tmp_path / "whole", tmp_path / "full"
+    trainer_of(train_config, whole, *OFTEN).run()
+    trainer = trainer_of(train_config, full, *OFTEN)
+    batches = trainer.batches
+
+    def filling(step):
+        if step == 7:
+            trainer.saving.wait()
+            file_limit((full / "checkpoints" / "step_00000006.pt").stat().st_size - 100)
+        return batches(step)
+
+    trainer.batches = filling
+    with pytest.raises(UserError, match=r"step_00000009\.pt: cannot be written .*free some space"):
+        trainer.run()
+    assert (full / "checkpoints" / "latest").read_text().strip() == "step_00000006.pt"
+    file_limit(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    trainer_of(train_config, full, *OFTEN).run()
+    assert same_weights(whole, full)
+    assert scalars(whole) == scalars(full)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves(tmp_path, number):
+    trainer = line_trainer(tmp_path / "work", max_steps=50)
+    batches = trainer.batches
+
+    def interrupted(step):
+        if step == 7:
+            os.kill(os.getpid(), number)
+        return batches(step)
+
+    trainer.batches = interrupted
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    assert trainer.run() == number
+    assert trainer.checkpoints.load()["step"] == trainer.step == 8
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    line_trainer(tmp_path / "work", max_steps=50).run()
+    line_trainer(tmp_path / "whole", max_steps=50).run()
+    assert same(last_state(tmp_path / "work"), last_state(tmp_path / "whole"))
+
+
+def wait_for(condition, process, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline and process.is_alive():
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_the_command_leaves_with_the_signals_code(train_config, tmp_path):
+    process = start(train, train_config, tmp_path / "work", ("train.max_steps=100000", OFTEN[0]))
+    wait_for((tmp_path / "work" / "checkpoints" / "latest").exists, process)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 143
+    assert list((tmp_path / "work").rglob("*.partial")) == []
+
+
+def stubborn(work_dir):
+    """A run whose second batch never comes."""
+    trainer = line_trainer(work_dir, save_interval=1)
+    batches = trainer.batches
+
+    def waiting(step):
+        if step == 1:
+            (work_dir / "waiting").touch()
+            time.sleep(1000)
+        return batches(step)
+
+    trainer.batches = waiting
+    trainer.run()
+
+
+def test_the_second_ctrl_c_leaves_at_once(tmp_path):
+    process = start(stubborn, tmp_path / "work")
+    wait_for((tmp_path / "work" / "waiting").exists, process)
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.2)
+    assert process.is_alive()
+    os.kill(process.pid, signal.SIGINT)
+    process.join(5)
+    assert process.exitcode == 130
+
+
+def survives_kills(train_config, tmp_path, kills_at_renames, random_kills, rng):
+    """Kill a run again and again, then compare it with one that was left in peace."""
+    options = (*OFTEN[:2], "train.max_steps=120")  # the kills are over before the run is
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    peaceful = start(train, train_config, whole, options)
+    peaceful.join(120)
+    assert peaceful.exitcode == 0
+
+    kills = [(number, 0.0) for number in kills_at_renames]
+    kills += [(0, seconds) for seconds in random_kills]
+    rng.shuffle(kills)
+    done = 0
+    for at_rename, seconds in kills:
+        process = start(train, train_config, killed, options, at_rename)
+        process.join(seconds or 60)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        if process.exitcode == 0:  # it came to its end
+            break
+        assert process.exitcode == -signal.SIGKILL
+        done += 1
+    process = start(train, train_config, killed, options)
+    process.join(120)
+    assert process.exitcode == 0
+    assert scalars(whole) == scalars(killed)
+    assert same(last_state(whole), last_state(killed))
+    assert same_weights(whole, killed)
+    assert list(killed.rglob("*.partial")) == []
+    return done
+
+
+def test_killed_at_any_instant(train_config, tmp_path):
+    """Of a save, four files get their name: two of weights, the checkpoint, `latest`."""
+    rng = random.Random(0)
+    done = survives_kills(train_config, tmp_path, [1, 2, 3, 4, 5, 7, 8], [0.1, 0.2, 0.3], rng)
+    assert done == 10
+
+
+@pytest.mark.slow
+def test_killed_forty_times(train_config, tmp_path):
+    rng = random.Random()
+    renames = [rng.randint(1, 5) for _ in range(20)]
+    moments = [rng.uniform(0.02, 0.6) for _ in range(20)]
+    assert survives_kills(train_config, tmp_path, renames, moments, rng) >= 10
