@@ -1,0 +1,51 @@
+"""Codecs by name."""
+
+from collections.abc import Callable
+
+from diffusion.evaluation.codec import Codec, CodecOptions, Encoded
+from diffusion.evaluation.codecs_cascade import CascadeCodec, PreviewCodec, VAECodec
+from diffusion.evaluation.codecs_classic import BicubicCodec, H264Codec, LinearCodec
+from diffusion.evaluation.codecs_diffusers import DiffusersCodec
+from diffusion.utils.errors import UserError
+
+__all__ = ["SPECS", "Codec", "CodecOptions", "Encoded", "build_codec", "parse_spec"]
+
+# Name of a model -> (what builds it from its own name, what follows a colon, the options; the
+# default of what follows). None: it must be given.
+Builder = Callable[[str, str, CodecOptions], Codec]
+SPECS: dict[str, tuple[Builder, str | None]] = {
+    "compact": (CascadeCodec, "configs/compact.effn-f32.py"),
+    "s1024": (CascadeCodec, "configs/s1024.effn-f32.py"),
+    "previewer": (PreviewCodec, "configs/compact.effn-f32.py"),
+    "vae": (VAECodec, "configs/compact.effn-f32.py"),
+    "linear": (LinearCodec, "configs/compact.effn-f32.py"),
+    "bicubic": (BicubicCodec, "16/1024"),
+    "h264": (H264Codec, "0.25"),
+    "diffusers": (DiffusersCodec, None),
+}
+
+
+def build_codec(spec: str, options: CodecOptions | None = None) -> Codec:
+    """`spec`: NAME, NAME:ARGUMENT or the path of a cascade's config.
+
+    previewer, vae and linear take the CONFIG they are parts of, bicubic the values per pixel, h264
+    the bits per pixel, diffusers a folder or the name of a repository.
+    """
+    build, argument = parse_spec(spec)
+    return build(spec, argument, options or CodecOptions())
+
+
+def parse_spec(spec: str) -> tuple[Builder, str]:
+    """What builds the codec, and what it takes; UserError for what is neither name nor config."""
+    kind, colon, argument = spec.partition(":")
+    if kind not in SPECS and spec.endswith(".py"):
+        return CascadeCodec, spec
+    if kind not in SPECS:
+        raise UserError(
+            f"--models {spec}: is unknown; use {', '.join(SPECS)}:FOLDER_OR_HUB_ID, or the path "
+            "of a config"
+        )
+    build, default = SPECS[kind]
+    if not argument and (colon or default is None):
+        raise UserError(f"--models {spec}: nothing stands after the colon, e.g. diffusers:FOLDER")
+    return build, argument or default
