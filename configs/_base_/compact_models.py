@@ -4,18 +4,19 @@ model_id = "compact.effn-f32"
 compressor = dict(type="CompactCompressor")
 previewer = dict(type="CompactPreviewer")
 vae = dict(type="CompactVAE")
-cut_space, cut_time, cut_both = [1, 4], [4, 1], [2, 2]
+wide, long = [-2, -8], [-8, -4]  # cells of 2 frames of 8x8 tokens, and of 8 frames of 4x4
 refiner = dict(
     type="VideoDiT",
     condition_channels=16 + 4,  # semantic latents and the VAE latents of the preview
     hidden_size=288,
     depth=8,
-    num_heads=6,
+    num_heads=4,
     learned_variance=False,
-    grids=[cut_space, cut_time, cut_space, cut_time, cut_both] + [cut_space, cut_time, cut_both],
+    local_mixing=True,
+    grids=[long, wide],
 )
-noise = dict(prediction_type="v_prediction")
-conditioning = dict(residual_std=[0.40, 0.42, 0.57, 0.74])
+noise = dict(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2")
+conditioning = dict(residual_std=[0.367, 0.377, 0.495, 0.614])
 cascade = dict(window=8, window_overlap=2, euler_a_spacing="angle")
 weights = dict(
     compressor="pretrained/compact/compressor.safetensors",
@@ -24,4 +25,4 @@ weights = dict(
     refiner="pretrained/compact/refiner.safetensors",
 )
 reconstruct = dict(max_short_edge=512, num_frames=16)
-del cut_space, cut_time, cut_both
+del wide, long
