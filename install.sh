@@ -29,10 +29,10 @@ else
 fi
 if "${uv[@]}" --version >/dev/null 2>&1; then
     "${uv[@]}" venv --quiet --allow-existing --python "$python" "$venv"
-    "${uv[@]}" pip install --quiet --python "$venv/bin/python" -e "$root[dev]" || fail "the packages could not be installed (see above)"
+    "${uv[@]}" pip install --quiet --python "$venv/bin/python" -e "${root}[dev]" || fail "the packages could not be installed (see above)"
 else
     "$python" -m venv "$venv" || fail "'$python -m venv' failed; install uv or your system's python3-venv package"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root[dev]" || fail "the packages could not be installed (see above)"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "${root}[dev]" || fail "the packages could not be installed (see above)"
 fi
 rm -rf "$root/.venv-uv"
 echo "$wanted $root" >"$stamp"

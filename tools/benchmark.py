@@ -7,8 +7,6 @@ import argparse
 import json
 from pathlib import Path
 
-from diffusion.app.benchmark import Workload, benchmark
-from diffusion.app.benchmark_table import print_benchmark
 from diffusion.app.options import (
     add_config_options,
     add_device_options,
@@ -16,7 +14,6 @@ from diffusion.app.options import (
     read_config,
     whole_number,
 )
-from diffusion.noise.samplers import build_sampler
 from diffusion.utils.cli import CommandParser, run_command
 from diffusion.utils.files import make_folder, replacing
 
@@ -45,6 +42,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    # not above: --help need not wait for torch
+    from diffusion.app.benchmark import Workload, benchmark
+    from diffusion.app.benchmark_table import print_benchmark
+    from diffusion.noise.samplers import build_sampler
+
     config = read_config(args)
     build_sampler(args.sampler, num_inference_steps=args.steps)  # refuses what cannot be
     result = benchmark(

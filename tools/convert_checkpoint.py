@@ -4,9 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from diffusion.models.weights import read_state_dict, save_weights
 from diffusion.utils.cli import CommandParser, run_command
-from diffusion.utils.devices import DTYPES
 from diffusion.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -21,11 +19,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ema", action="store_true", help="take the averaged weights (state_dict_ema)"
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="number format; default: the file's")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), help="number format; default: the file's"
+    )
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
+    # not above: --help need not wait for torch
+    from diffusion.models.weights import read_state_dict, save_weights
+    from diffusion.utils.devices import DTYPES
+
     if args.output.suffix != ".safetensors":
         raise UserError(f"{args.output}: the output must end in .safetensors")
     state = read_state_dict(args.input, use_ema=args.ema)

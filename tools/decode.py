@@ -10,10 +10,6 @@ from diffusion.app.options import (
     read_config,
     sampling_options,
 )
-from diffusion.app.reconstruct import check_latents, load_latents_of, without_padding
-from diffusion.app.stages import Stages
-from diffusion.data.video_io import VideoWriter
-from diffusion.pipelines.builder import build_cascade
 from diffusion.utils.cli import CommandParser, run_command
 from diffusion.utils.files import make_folder
 
@@ -28,6 +24,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    # not above: --help need not wait for torch
+    from diffusion.app.reconstruct import check_latents, load_latents_of, without_padding
+    from diffusion.app.stages import Stages
+    from diffusion.data.video_io import VideoWriter
+    from diffusion.pipelines.builder import build_cascade
+
     stages = Stages()
     config = read_config(args)
     sampling = sampling_options(args)

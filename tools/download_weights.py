@@ -8,9 +8,10 @@ import logging
 from pathlib import Path
 
 from diffusion.app.published_weights import PUBLISHED, fetch_published
-from diffusion.config import ROOT
 from diffusion.utils.cli import CommandParser, run_command
 from diffusion.utils.files import make_folder
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(args: argparse.Namespace) -> None:

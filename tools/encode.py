@@ -2,7 +2,6 @@
 
 import argparse
 
-from diffusion.app.clip import read_clip
 from diffusion.app.options import (
     add_clip_options,
     add_model_options,
@@ -11,10 +10,6 @@ from diffusion.app.options import (
     output_file,
     read_config,
 )
-from diffusion.app.reconstruct import encode_clip
-from diffusion.app.stages import Stages
-from diffusion.data.latents import save_latents
-from diffusion.pipelines.builder import build_cascade
 from diffusion.utils.cli import CommandParser, run_command
 from diffusion.utils.files import make_folder
 
@@ -30,6 +25,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    # not above: --help need not wait for torch
+    from diffusion.app.clip import read_clip
+    from diffusion.app.reconstruct import encode_clip
+    from diffusion.app.stages import Stages
+    from diffusion.data.latents import save_latents
+    from diffusion.pipelines.builder import build_cascade
+
     stages = Stages()
     config = read_config(args)
     devices = device_options(args)

@@ -6,7 +6,6 @@ Leaves latents.safetensors, preview.mp4, recon.mp4, compare.mp4, compare.png and
 import argparse
 from pathlib import Path
 
-from diffusion.app.clip import read_clip
 from diffusion.app.options import (
     add_clip_options,
     add_model_options,
@@ -16,13 +15,10 @@ from diffusion.app.options import (
     read_config,
     sampling_options,
 )
-from diffusion.app.reconstruct import OUTPUTS, measure, reconstruct, write_json, write_results
-from diffusion.app.stages import Stages
-from diffusion.app.table import print_results
-from diffusion.config import ROOT
-from diffusion.pipelines.builder import build_cascade, weights_of
 from diffusion.utils.cli import CommandParser, run_command
 from diffusion.utils.files import make_folder
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,6 +32,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
+    # not above: --help need not wait for torch
+    from diffusion.app.clip import read_clip
+    from diffusion.app.reconstruct import OUTPUTS, measure, reconstruct, write_json, write_results
+    from diffusion.app.stages import Stages
+    from diffusion.app.table import print_results
+    from diffusion.pipelines.builder import build_cascade, weights_of
+
     stages = Stages()
     config = read_config(args)
     sampling = sampling_options(args)

@@ -1,25 +1,29 @@
-"""Command-line options that several commands share, and what they stand for."""
+"""Command-line options that several commands share, and what they stand for.
+
+What computes is imported inside the functions: --help and mistakes in the arguments need not wait
+for torch.
+"""
 
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from diffusion.app.clip import ClipOptions
-from diffusion.config import load_config
-from diffusion.noise.samplers import SAMPLERS, build_sampler
-from diffusion.pipelines.builder import check_config
 from diffusion.registry import check_keys
-from diffusion.utils.devices import choose_device, choose_dtype
 from diffusion.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffusion.app.clip import ClipOptions
 
 # The default of --config; relative to the project when not found from the working directory.
 DEFAULT_CONFIG = "configs/compact.effn-f32.py"
 
 # What a config's `reconstruct` may hold: what holds for clips of which the user says no more.
 CLIP_LIMITS = ("num_frames", "max_short_edge", "published_preprocess")
+
+SAMPLER_NAMES = ("euler_a", "ddim", "dpmpp", "euler")  # the keys of SAMPLERS, for --help
 
 
 def whole_number(least: int, most: int = 2**63 - 1) -> Callable[[str], int]:
@@ -76,27 +80,34 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument("--steps", type=whole_number(1), default=8, help="default: %(default)s")
     group.add_argument(
-        "--sampler", default="euler_a", help=f"{', '.join(SAMPLERS)}; default: %(default)s"
+        "--sampler", default="euler_a", help=f"{', '.join(SAMPLER_NAMES)}; default: %(default)s"
     )
     group.add_argument("--seed", type=whole_number(0), default=0, help="default: %(default)s")
 
 
 def read_config(args: argparse.Namespace) -> Mapping[str, Any]:
     """The config of a command that uses the cascade; a key that nothing reads is refused."""
+    from diffusion.config import load_config
+    from diffusion.pipelines.builder import check_config
+
     config = load_config(args.config, args.cfg_options)
     check_config(config)
     check_keys(config.get("reconstruct", {}), CLIP_LIMITS, "reconstruct")
     return config
 
 
-def device_options(args: argparse.Namespace) -> dict[str, torch.device | torch.dtype]:
+def device_options(args: argparse.Namespace) -> "dict[str, torch.device | torch.dtype]":
     """Arguments `device` and `dtype` of whatever computes."""
+    from diffusion.utils.devices import choose_device, choose_dtype
+
     device = choose_device(args.device)
     return {"device": device, "dtype": choose_dtype(args.dtype, device)}
 
 
-def clip_options(args: argparse.Namespace, config: Mapping[str, Any]) -> ClipOptions:
+def clip_options(args: argparse.Namespace, config: Mapping[str, Any]) -> "ClipOptions":
     """Which part of the video at which size; the config's limits hold where nothing is given."""
+    from diffusion.app.clip import ClipOptions
+
     limits = config.get("reconstruct", {})
     return ClipOptions(
         start=args.start,
@@ -112,6 +123,8 @@ def clip_options(args: argparse.Namespace, config: Mapping[str, Any]) -> ClipOpt
 
 def sampling_options(args: argparse.Namespace) -> dict[str, int | str]:
     """Arguments of CascadePipeline.restore; a sampler that cannot be built is refused here."""
+    from diffusion.noise.samplers import build_sampler
+
     build_sampler(args.sampler, num_inference_steps=args.steps)
     return {"steps": args.steps, "sampler": args.sampler, "seed": args.seed}
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusion.app.pictures import comparison_picture, with_labels
 from diffusion.app.stages import Stages, peak_memory_mb
 from diffusion.data.latents import LatentsInfo, load_latents, save_latents
 from diffusion.data.transforms import resize, side_by_side, to_uint8
@@ -17,6 +16,7 @@ from diffusion.evaluation.metrics import psnr, ssim
 from diffusion.pipelines.cascade import CascadePipeline
 from diffusion.utils.errors import UserError
 from diffusion.utils.files import replacing
+from diffusion.utils.pictures import comparison_picture, with_labels
 from diffusion.utils.progress import track
 
 # What a reconstruction leaves in its folder.

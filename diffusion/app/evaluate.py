@@ -1,0 +1,341 @@
+"""Measuring codecs on videos: every model on every video, by one or several processes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion.app.benchmark import cpu_name
+from diffusion.app.environment import describe_environment
+from diffusion.app.memory import peak_memory_mb, reset_peak_memory
+from diffusion.app.prepare_latents import Part
+from diffusion.data.bad_videos import locked
+from diffusion.data.video_io import Clip, VideoWriter
+from diffusion.evaluation.codecs import Codec, CodecOptions, build_codec, parse_spec
+from diffusion.evaluation.metrics import Metric, build_metrics
+from diffusion.evaluation.protocol import Protocol
+from diffusion.evaluation.published import PUBLISHED
+from diffusion.evaluation.results import (
+    ORIGINAL,
+    Measurements,
+    Run,
+    file_name,
+    has_values,
+    merge,
+    table,
+    value_of,
+    write_results,
+)
+from diffusion.utils.errors import UserError, VideoError
+from diffusion.utils.files import make_folder
+
+WARM_UP_FRAMES = 4
+# Those that change numbers.
+PACKAGES = ("torch", "torchvision", "torchmetrics", "diffusers", "transformers", "lpips", "av")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured on what; `folder` keeps it.
+
+    models: specs of `build_codec`.
+    videos: name -> path; `name_videos` of what the protocol selects.
+    """
+
+    models: Sequence[str]
+    videos: Mapping[str, Path]
+    protocol: Protocol
+    metrics: Mapping[str, Metric]
+    folder: Path
+
+
+def measure_part(what: Evaluation, options: CodecOptions, part: Part) -> None:
+    """Measure what is not in the folder yet of this process's videos."""
+    for model in what.models:
+        parse_spec(model)  # refuses a misspelt last one before the first is measured
+    measurements = Measurements(what.folder)
+    with locked(measurements.folder / ".lock"):
+        measurements.check("", what.protocol.describe())
+    mine = dict(list(what.videos.items())[part.index :: part.count])
+    good = keep_originals(measurements, mine, what.protocol)
+    usable = {name: metric for name, metric in what.metrics.items() if metric.missing() is None}
+    total = len(what.models) * len(good)
+    with tqdm(total=total, disable=part.index > 0, delay=1.0, leave=False, file=sys.stderr) as bar:
+        for model in what.models if good else ():
+            bar.set_description(model, refresh=False)
+            codec = build_codec(model, options)
+            with locked(measurements.folder / ".lock"):
+                measurements.check(model, codec.made_with(), facts=codec.facts())
+            missing = [n for n in good if not is_measured(measurements.read(model, n), usable)]
+            bar.total -= len(good) - len(missing)  # so that the time left is right
+            for index, name in enumerate(missing):
+                clip = what.protocol.read(good[name])
+                if index == 0 and options.device.type == "cuda":
+                    warm_up(codec, clip)
+                record = measure_or_say_why(codec, clip, name, usable, what.folder, options)
+                measurements.write(model, name, record)
+                bar.update()
+            del codec  # before the next one is loaded
+
+
+def collect(what: Evaluation, device: torch.device) -> dict[str, Any]:
+    """Write results.json, .csv and .md of all that is in the folder by now."""
+    measurements = Measurements(what.folder)
+    shared = {
+        "protocol": what.protocol.describe(),
+        "environment": environment(device),
+        "published": list(PUBLISHED),
+    }
+    with locked(measurements.folder / ".lock"):
+        results = merge(measurements, Run(what.models, what.videos, what.metrics, shared))
+        write_results(results, what.folder)
+    if len(results["bad_videos"]) == len(what.videos):
+        raise UserError(
+            f"none of the {len(what.videos)} videos can be measured; the first: "
+            f"{next(iter(results['bad_videos'].values()))}"
+        )
+    return results
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What numbers and seconds depend on."""
+    everything = describe_environment()
+    packages = everything.pop("packages")
+    return {
+        **{key: value for key, value in everything.items() if key != "git_changes"},
+        "device": str(device),
+        "processor": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "packages": {name: packages[name] for name in PACKAGES if name in packages},
+    }
+
+
+def name_videos(paths: Sequence[Path]) -> dict[str, Path]:
+    """Name -> path: the file's name without its suffix, with folders where that is ambiguous."""
+    stems = [path.stem for path in paths]
+    return {
+        stem if stems.count(stem) == 1 else str(path): path
+        for stem, path in zip(stems, paths, strict=True)
+    }
+
+
+def keep_originals(
+    measurements: Measurements, videos: Mapping[str, Path], protocol: Protocol
+) -> dict[str, Path]:
+    """Write what each video is compared with; the videos that can be read.
+
+    A video that could not be read is tried again by the next run.
+    """
+    good = {}
+    for name, path in videos.items():
+        source = {"path": str(path.resolve()), "bytes": size_of(path)}
+        known = measurements.read(ORIGINAL, name)
+        if known is not None and "video" in known:
+            if known["source"] != source:
+                raise UserError(
+                    f"{path}: is not the video {name!r} that was measured before; choose another "
+                    "--output"
+                )
+            good[name] = path
+            continue
+        try:
+            clip = protocol.read(path)
+        except VideoError as error:
+            tqdm.write(f"left out: {error}", file=sys.stderr)
+            measurements.write(ORIGINAL, name, {"bad": str(error)})
+            continue
+        video = write_video(measurements.folder, ORIGINAL, name, clip)
+        measurements.write(ORIGINAL, name, {"video": video, "source": source})
+        good[name] = path
+    return good
+
+
+def size_of(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def write_video(folder: Path, model: str, name: str, clip: Clip) -> str:
+    """Its path within the folder."""
+    relative = Path("videos") / file_name(model) / f"{file_name(name)}.mp4"
+    make_folder((folder / relative).parent)
+    with VideoWriter(folder / relative, clip.fps) as writer:
+        writer.write(clip.video)
+    return relative.as_posix()
+
+
+def is_measured(record: Mapping[str, Any] | None, metrics: Mapping[str, Metric]) -> bool:
+    """Whether the record has all metrics that can be had by now."""
+    return record is not None and ("failed" in record or metrics.keys() <= record["metrics"].keys())
+
+
+def measure_or_say_why(
+    codec: Codec,
+    clip: Clip,
+    name: str,
+    metrics: Mapping[str, Metric],
+    folder: Path,
+    options: CodecOptions,
+) -> dict[str, Any]:
+    """A codec may refuse a video, for its size for example."""
+    try:
+        return measure(codec, clip, name, metrics, folder, options)
+    except VideoError:  # the reconstruction cannot be written
+        raise
+    except UserError as error:
+        tqdm.write(f"left out: {codec.name} on {name}: {error}", file=sys.stderr)
+        return {"failed": str(error)}
+
+
+def measure(
+    codec: Codec,
+    clip: Clip,
+    name: str,
+    metrics: Mapping[str, Metric],
+    folder: Path,
+    options: CodecOptions,
+) -> dict[str, Any]:
+    """One entry of `videos` in results.json."""
+    reset_peak_memory(options.device)
+    seconds: dict[str, float] = {}
+    with timed(seconds, "encode", options.device):
+        encoded = codec.encode(clip.video[None])
+    with timed(seconds, "decode", options.device):
+        reconstruction = codec.decode(encoded)[0]
+    peak = peak_memory_mb(options.device)
+    _, frames, height, width = clip.video.shape
+    return {
+        "frames": frames,
+        "height": height,
+        "width": width,
+        "fps": float(clip.fps),
+        "metrics": {
+            metric.name: measure_metric(metric, reconstruction, clip.video, options.device)
+            for metric in metrics.values()
+        },
+        "seconds": seconds,
+        "peak_memory_mb": peak,
+        "bits": encoded.bits,
+        "reconstruction": write_video(folder, codec.name, name, Clip(reconstruction, clip.fps)),
+    }
+
+
+def measure_metric(
+    metric: Metric, reconstruction: Tensor, original: Tensor, device: torch.device
+) -> dict[str, Any]:
+    """`mean` is None for a video that it cannot measure, and where only all videos have a value."""
+    unfit = metric.unfit(*original.shape[1:])
+    if unfit is not None:
+        return {"mean": None, "per_frame": [], "unfit": unfit}
+    values = metric(reconstruction.to(device), original.to(device)).cpu()
+    if not metric.per_frame:
+        return {"mean": None, "per_frame": [], "values": values.tolist()}
+    return value_of(values)
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
+    begun = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds[name] = time.perf_counter() - begun
+
+
+def warm_up(codec: Codec, clip: Clip) -> None:
+    """Libraries choose their kernels at the first call, which would count as the first video's."""
+    codec.decode(codec.encode(clip.video[None, :, :WARM_UP_FRAMES]))
+
+
+def start_workers(count: int) -> None:
+    """Run this command `count` times at once, each on its part; UserError if one fails."""
+    # Ended by a signal, this process must not leave its workers behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    threads = max(1, (os.cpu_count() or 1) // count)
+    variables = {"OMP_NUM_THREADS": str(threads)} | os.environ
+    command = [sys.executable, *sys.argv, "--workers", "1"]
+    workers = [
+        subprocess.Popen([*command, "--part", f"{i + 1}/{count}"], env=variables)
+        for i in range(count)
+    ]
+    try:
+        codes = [worker.wait() for worker in workers]
+    finally:
+        for worker in workers:
+            if worker.poll() is None:
+                worker.terminate()
+                worker.wait()
+    if any(codes):
+        raise UserError("a worker failed, see above; the same command continues")
+
+
+def parse_part(text: str | None) -> Part:
+    """'1/4' is the first of four parts; None is what torchrun says, or everything."""
+    if text is None:
+        return Part.of_process()
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--part {text}: is not of the form i/n, such as 1/4")
+    return Part(int(match[1]) - 1, int(match[2]))
+
+
+def device_of(part: Part, device: torch.device) -> torch.device:
+    """A GPU for each process, where no particular one was asked for."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", part.index % torch.cuda.device_count())
+
+
+def is_finished(results: Mapping[str, Any], models: Sequence[str]) -> bool:
+    """Whether every model was tried on every video, by this process or others."""
+    tried = [
+        len(model["videos"]) + len(model["failed"])
+        for name, model in results["models"].items()
+        if name in models
+    ]
+    count = len(results["originals"])
+    return len(tried) == len(set(models)) and all(number == count for number in tried)
+
+
+def choose_metrics(
+    names: Sequence[str], dino: Path | None = None, clip: Path | None = None
+) -> dict[str, Metric]:
+    """All, or those named."""
+    metrics = build_metrics(dino=dino, clip=clip)
+    for name in names:
+        if name not in metrics:
+            raise UserError(f"--metrics {name}: is unknown; use {', '.join(metrics)}")
+    return {name: metrics[name] for name in names or metrics}
+
+
+def print_table(results: Mapping[str, Any], folder: Path) -> None:
+    """The quality columns; files have them all."""
+    console = Console()
+    head, *rows = table(results)
+    width = 1 + len([m for m in results["metrics"] if has_values(results, m)])
+    shown = Table()
+    for index, name in enumerate(head[:width]):
+        shown.add_column(name, justify="right" if index else "left")
+    for row in rows:
+        shown.add_row(*row[:width])
+    console.print(shown)
+    for metric in results["metrics"].values():
+        if metric["missing"]:
+            console.print(f"{metric['label']}: {metric['missing']}", highlight=False)
+    bad = len(results["bad_videos"])
+    if bad:
+        console.print(f"{bad} videos could not be read; {folder / 'results.md'} names them")
+    for name in ("report.html", "results.md", "results.csv", "results.json"):
+        console.print(f"  {folder / name}", highlight=False, soft_wrap=True)

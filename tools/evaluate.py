@@ -1,0 +1,81 @@
+"""Measure video autoencoders: python tools/evaluate.py [CONFIG] --videos PATH --output DIR.
+
+Models are measured on the same videos and put into one table and one page. Running again
+continues with what is missing. A model is one of
+
+  compact, s1024            the cascades of configs/, or the path of a config
+  previewer, vae, linear    of compact, or of another: previewer:CONFIG
+  bicubic, h264             bicubic:VALUES_PER_PIXEL, h264:BITS_PER_PIXEL
+  diffusers:FOLDER          an autoencoder of diffusers; or its repository's name
+
+On several GPUs: --workers N, or torchrun. As published: --protocol inter4k-200 --videos Inter4K
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from diffusion.app.options import DEFAULT_CONFIG, add_device_options, device_options, whole_number
+from diffusion.utils.cli import CommandParser, run_command
+
+BASELINES = ["linear", "bicubic", "h264", "previewer", "vae"]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", nargs="?", default="compact", metavar="CONFIG")
+    parser.add_argument("--videos", nargs="+", required=True, help="videos, folders or lists")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--models", nargs="*", default=BASELINES, help=f"beside CONFIG; {' '.join(BASELINES)}"
+    )
+    parser.add_argument("--protocol", default="whole-16", help="default: %(default)s")
+    parser.add_argument("--metrics", nargs="+", default=[], help="default: all")
+    parser.add_argument("--dino", type=Path, metavar="FOLDER", help="for subject consistency")
+    parser.add_argument("--clip", type=Path, metavar="FOLDER", help="for background consistency")
+    parser.add_argument("--steps", type=whole_number(1), default=8, help="default: %(default)s")
+    parser.add_argument("--sampler", default="euler_a", help="default: %(default)s")
+    parser.add_argument("--seed", type=whole_number(0), default=0)
+    parser.add_argument("--workers", type=whole_number(1), default=1, help="processes, one a GPU")
+    parser.add_argument("--part", help="i/n: only the i-th of n parts of the videos")
+    add_device_options(parser)
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    # not above: --help need not wait for torch
+    from diffusion.app import evaluate as app
+    from diffusion.evaluation.codecs import CodecOptions
+    from diffusion.evaluation.protocol import get_protocol
+    from diffusion.evaluation.report import write_report
+    from diffusion.noise.samplers import build_sampler
+
+    build_sampler(args.sampler, num_inference_steps=args.steps)  # refuses what cannot be
+    config = "compact" if args.config == DEFAULT_CONFIG else args.config
+    models = [config, *(name for text in args.models for name in re.split(r"[,\s]+", text) if name)]
+    protocol = get_protocol(args.protocol)
+    what = app.Evaluation(
+        list(dict.fromkeys(models)),
+        app.name_videos(protocol.select(args.videos)),
+        protocol,
+        app.choose_metrics(args.metrics, args.dino, args.clip),
+        args.output,
+    )
+    part = app.parse_part(args.part)
+    chosen = device_options(args)
+    if args.workers > 1:
+        app.start_workers(args.workers)
+    else:
+        device = app.device_of(part, chosen["device"])
+        sampling = (args.steps, args.sampler, args.seed)
+        app.measure_part(what, CodecOptions(device, chosen["dtype"], *sampling), part)
+    results = app.collect(what, chosen["device"])
+    if args.part is None and app.is_finished(results, what.models):
+        write_report(results, args.output)
+        app.print_table(results, args.output)
+
+
+if __name__ == "__main__":
+    run_command(main, build_parser())
