@@ -8,15 +8,16 @@ from came_pytorch import CAME
 from torch import nn, optim
 
 from diffusion.registry import Registry, build, check_options, nearest, split_type
+from diffusion.training.muon import Muon
 from diffusion.utils.errors import ConfigError
 
 OPTIMIZERS = Registry(
     "optimizer",
     [optim.AdamW, optim.Adam, optim.NAdam, optim.RAdam, optim.RMSprop, optim.SGD]
-    + [optim.Adafactor, CAME],
+    + [optim.Adafactor, CAME, Muon],
 )
 DEFAULT_OPTIMIZER = {"type": "AdamW", "weight_decay": 0.01, "betas": (0.9, 0.99)}
-NEED_WHOLE_WEIGHTS = ("Adafactor", "CAME")  # for means over rows and columns
+NEED_WHOLE_WEIGHTS = ("Adafactor", "CAME", "Muon")  # for means over rows and columns, products
 GIVEN = ("params", "lr")  # arguments of an optimizer that its options do not hold
 
 
