@@ -157,6 +157,25 @@ class GaussianDiffusion:
             return x_t + alpha * prediction
         return alpha * prediction + sigma * x_t
 
+    def ddim_step(self, prediction: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """x_t -> x_s without noise, s < t; s = -1 is the clean end. DDIM (12) with sigma = 0."""
+        x0 = self.predicted_x0(prediction, x_t, t)
+        noise = self.predicted_noise(prediction, x_t, t)
+        alpha, sigma = self.marginal(s.clamp(min=0))
+        clean = _broadcast(s) < 0
+        return torch.where(clean, x0, alpha * x0 + sigma * noise)
+
+    def x0_between(self, x_t: Tensor, x_s: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The x0 that takes ddim_step from x_t at t to x_s at s; s = -1 is the clean end.
+
+        Salimans & Ho 2022, algorithm 2: what a student should predict at t.
+        """
+        alpha_t, sigma_t = self.marginal(t)
+        alpha_s, sigma_s = self.marginal(s.clamp(min=0))
+        clean = _broadcast(s) < 0
+        ratio = torch.where(clean, 0, sigma_s / sigma_t)
+        return (x_s - ratio * x_t) / (torch.where(clean, 1, alpha_s) - ratio * alpha_t)
+
     def loss_weight(self, t: Tensor) -> Tensor:
         """Factor on the squared error of the prediction at t, (B, 1, 1 or F, 1, 1). Min-SNR (8).
 

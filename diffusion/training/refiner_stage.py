@@ -1,7 +1,8 @@
 """The stages that train the diffusion transformer, alone or together with the compressor."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,13 @@ from diffusion.training.multi_scale import random_pieces
 from diffusion.training.stage import Batches, Stage
 from diffusion.utils.errors import ConfigError
 from diffusion.utils.resize import resize_bilinear
+
+See = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""A transformer, x_t and t -> its prediction, given all else that it sees of a batch."""
+
+
+def see_clip(network: nn.Module, x_t: Tensor, t: Tensor, *, condition: Tensor, **how) -> Tensor:
+    return network(x_t, t, condition, **how)
 
 
 class RefinerStage(Stage):
@@ -83,17 +91,21 @@ class RefinerStage(Stage):
                 (x0, condition), self.latent_crop, self.multi_scale, draws
             )  # (B or 4 * B, ...)
         per_clip = [draws.uniform() for _ in range(len(x0) // len(latents))]
-        t = self.noise.times(torch.stack(per_clip, dim=1).flatten())  # (B or 4 * B,)
+        quantiles = torch.stack(per_clip, dim=1).flatten()  # (B or 4 * B,)
         noise = draws.normal(x0)
-        x_t = self.noise.add_noise(x0, noise, t)
-        prediction = self.parts["refiner"](
-            x_t,
-            t,
-            condition,
+        see = partial(  # network, x_t, t -> prediction
+            see_clip,
+            condition=condition,
             image_mode=draws.shared_uniform() < self.image_share,
             origin=draws.shared_integers(self.position_range),
             position_interpolation=scale * self.position_interpolation,
         )
+        return self.loss_of(x0, noise, quantiles, see)
+
+    def loss_of(self, x0: Tensor, noise: Tensor, quantiles: Tensor, see: See) -> Tensor:
+        """x0, noise: (B, 4, F, h, w); quantiles: (B,) uniform in [0, 1), of the timestep."""
+        t = self.noise.times(quantiles)
+        prediction = see(self.parts["refiner"], self.noise.add_noise(x0, noise, t), t)
         return self.noise.training_loss(prediction, x0, noise, t).loss.mean()
 
     @torch.no_grad()

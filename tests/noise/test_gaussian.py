@@ -260,3 +260,15 @@ def test_min_snr_leaves_the_bound_as_it_is():
 def test_options_that_cannot_work_are_refused(option, problem):
     with pytest.raises(ConfigError, match=problem):
         GaussianDiffusion(**option)
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_the_x0_between_two_times_takes_the_step(prediction_type):
+    process = GaussianDiffusion(prediction_type=prediction_type, beta_schedule="squaredcos_cap_v2")
+    x0, noise = draw()
+    t = torch.tensor([1, 10, 250, 700, 900, 990])
+    s = torch.tensor([0, 5, -1, 350, -1, 499]).clamp(min=0 if process.is_flow else -1)
+    x_t, prediction = process.add_noise(x0, noise, t), draw(1)[0]
+    x_s = process.ddim_step(prediction, x_t, t, s)
+    wanted = process.predicted_x0(prediction, x_t, t)
+    torch.testing.assert_close(process.x0_between(x_t, x_s, t, s), wanted, atol=2e-3, rtol=2e-3)

@@ -104,6 +104,20 @@ def test_a_denoiser_that_knows_the_answer_recovers_it(name, prediction_type, ste
     torch.testing.assert_close(out, x0, atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize("prediction_type", DIFFUSIONS)
+def test_ddim_takes_the_steps_of_the_process(prediction_type):
+    """A distilled student learns them from the process and is sampled by the scheduler."""
+    process = GaussianDiffusion(prediction_type=prediction_type)
+    sampler = build_sampler("ddim", num_inference_steps=4, prediction_type=prediction_type)
+    x = noise = torch.randn(1, 4, 2, 3, 3)
+    ends = [*sampler.timesteps[1:].tolist(), -1]
+    for t, s in zip(sampler.timesteps.tolist(), ends, strict=True):
+        t, s = torch.tensor([t]), torch.tensor([s])
+        x = process.ddim_step((0.3 * x).sin(), x, t, s)
+    out = denoise(lambda x_t, t: (0.3 * x_t).sin(), sampler, noise)
+    torch.testing.assert_close(out, x, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_generator_decides_the_result_and_the_sampler_can_be_used_again(name):
     sampler = build_sampler(name, num_inference_steps=4)

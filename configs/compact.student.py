@@ -1,0 +1,24 @@
+"""Teach the embedded model's refiner to take four steps where it took eight.
+
+Run: bash train_vae.sh configs/compact.student.py
+     bash recon.sh --weights work_dirs/compact.student --steps 4 --sampler ddim
+
+Then two, and one, each from the student before:
+
+    bash train_vae.sh configs/compact.student.py --work-dir work_dirs/student2 --cfg-options \\
+        train.stage.steps=2 train.stage.teacher=work_dirs/compact.student/refiner.safetensors
+"""
+
+_base_ = ["compact.effn-f32.py"]
+
+train = dict(
+    stage=dict(
+        _delete_=True,
+        type="DistillationStage",
+        steps=4,
+        teacher="pretrained/compact/refiner.safetensors",
+        position_range=[8, 64, 64],
+    ),
+    max_steps=500,
+    lr=2e-4,
+)
