@@ -1,6 +1,6 @@
 """Train the embedded model's refiner on encoded clips, as the weights in the repository were.
 
-Run: python tools/prepare_latents.py configs/compact.latents.py --output work_dirs/latents
+Run: .venv/bin/python tools/prepare_latents.py configs/compact.latents.py --output work_dirs/latents
      bash train_vae.sh configs/compact.latents.py
 
 The first encodes `video_list`; what it leaves is all that the second reads.

@@ -178,7 +178,7 @@ def clip_name(video: Path, number: int) -> str:
 
 def read_index(folder: Path) -> list[LatentClip]:
     file = folder / INDEX
-    encode = f"run: python tools/prepare_latents.py CONFIG --output {folder}"
+    encode = f"run: .venv/bin/python tools/prepare_latents.py CONFIG --output {folder}"
     try:
         lines = file.read_text().splitlines()
         clips = [LatentClip(**json.loads(line)) for line in lines]

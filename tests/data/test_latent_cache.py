@@ -150,7 +150,7 @@ def test_a_folder_made_with_something_else_is_refused(folder):
 
 
 def test_what_cannot_be_used_is_named(folder, tmp_path):
-    with pytest.raises(UserError, match=r"absent: holds no encoded.*: python tools/prepare_lat"):
+    with pytest.raises(UserError, match=r"absent: holds no encoded.*python tools/prepare_latents"):
         latents(tmp_path / "absent")
     with pytest.raises(UserError, match="7 frames of size 8; the first has 6 frames of 16x20"):
         latents(folder, num_frames=7)
