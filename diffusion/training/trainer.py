@@ -4,6 +4,7 @@ import logging
 import math
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -170,13 +171,18 @@ class Trainer:
         if self.average is None:
             self.start()
         if self.step >= self.max_steps:
-            log.info("%s: finished at step %d already", self.work_dir, self.step)
+            log.info("%s: finished after step %d already", self.work_dir, self.step)
             return None
         micro_steps = range(self.step * self.accumulation, self.max_steps * self.accumulation)
-        batches = fetch(self.batches, micro_steps, self.num_workers)
         self.model.train()
         stopped = False
-        with StopRequest() as stop, self.saving, self.display.opened(self.step, self.max_steps):
+        with (
+            StopRequest() as stop,
+            self.saving,
+            self.display.opened(self.step, self.max_steps),
+            # an error must end the loader processes, which nothing else does
+            closing(fetch(self.batches, micro_steps, self.num_workers)) as batches,
+        ):
             while self.step < self.max_steps and not stopped:
                 stopped = self.train_step(batches, stop)
                 self.display.advance(self.step, self.optimizer.param_groups[0]["lr"])
@@ -189,6 +195,7 @@ class Trainer:
                     self.save()
                 self.saving.check()
         if not stopped:
+            log.info("%s: finished after step %d", self.work_dir, self.step)
             return None
         log.info("%s: stopped after step %d; the same command continues", self.work_dir, self.step)
         return stop.received or signal.SIGTERM  # of another process
