@@ -61,7 +61,7 @@ class Validation:
         self.interval = interval
         from_training = video_list is None
         if from_training:
-            log.info("validation: no video_list of its own, so it takes the first of the training's")
+            log.info("validation: no video_list of its own, so the training's first are taken")
         paths = list_videos(training_list if from_training else video_list)
         found = read_clips(paths, num_frames, size, leave_out=from_training)
         self.clips: dict[str, Clip] = {}
