@@ -22,8 +22,9 @@ MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export MASTER_ADDR MASTER_PORT NNODES=$SLURM_NNODES GPUS=${GPUS:-${SLURM_GPUS_ON_NODE:-8}}
 
 stopping=
+# A step no longer takes --cpus-per-task over from its job (Slurm 22.05).
 # shellcheck disable=SC2016  # each task fills in its own rank
-srun --kill-on-bad-exit=1 bash -c 'NODE_RANK=$SLURM_PROCID exec bash "$0" "$@"' "$root/scripts/train_distributed.sh" "$@" &
+srun --kill-on-bad-exit=1 --cpus-per-task "$SLURM_CPUS_PER_TASK" bash -c 'NODE_RANK=$SLURM_PROCID exec bash "$0" "$@"' "$root/scripts/train_distributed.sh" "$@" &
 training=$!
 trap 'stopping=1; kill -TERM "$training" 2>/dev/null || true' TERM
 code=0

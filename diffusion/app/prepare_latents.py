@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from diffusion.data.clips import seeded
-from diffusion.data.latent_folder import LatentFolder
+from diffusion.data.latent_folder import LatentFolder, clip_name
 from diffusion.data.segments import places, read_segment, shrink
 from diffusion.data.video_list import list_videos
 from diffusion.pipelines.builder import build_cascade, weights_of
@@ -74,15 +74,15 @@ def prepare_latents(
     output = LatentFolder(folder, made_with(config, weights, what), shard_clips)
     left_out = encoded = 0
     for path in tqdm(videos[part.index :: part.count], f"encode {part.index + 1}/{part.count}"):
-        name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
         try:
             for i, place in enumerate(places(what.segments)):
-                if output.has(f"{name}-{i}", str(path)):
+                name = clip_name(path, i)
+                if output.has(name, str(path)):
                     continue
-                rng = seeded(what.seed, int(name, 16), i)
+                rng = seeded(what.seed, int(name.partition("-")[0], 16), i)
                 frames = read_segment(path, place, what.num_frames, what.frame_stride, rng)
                 video = shrink(frames, what.short_edge, rng)[None]
-                output.add(f"{name}-{i}", str(path), encode(pipeline, video))
+                output.add(name, str(path), encode(pipeline, video))
                 encoded += 1
         except VideoError as error:
             left_out += 1

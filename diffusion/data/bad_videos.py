@@ -2,7 +2,7 @@
 
 import fcntl
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,6 +36,22 @@ class BadVideos:
         self.file, self.max_share = file, max_share
         self._all = {_one_line(path) for path in paths}
         self._bad: set[str] = set()
+
+    def add_all(self, failed: Mapping[Path, VideoError]) -> None:
+        """Note what was found before the first step, and say how many they are.
+
+        UserError if there are too many, or if they are all.
+        """
+        if failed and len(failed) == len(self._all):
+            raise UserError(
+                f"none of the {len(failed)} videos of video_list can be used; the first: "
+                f"{next(iter(failed.values()))}"
+            )
+        for path, error in failed.items():
+            self.add(path, error)
+        if failed:
+            where = f"; {self.file} says why" if self.file else ""
+            log.info("%d of %d videos are left out%s", len(failed), len(self._all), where)
 
     def add(self, path: Path, error: VideoError) -> None:
         """Note the video, if it is not known. UserError if there are too many by now."""

@@ -14,7 +14,7 @@ from diffusion.data.bad_videos import BadVideos, locked
 from diffusion.data.crops import place_window, to_clip
 from diffusion.data.video_io import open_video
 from diffusion.data.video_list import PICTURE_SUFFIXES, VIDEO_SUFFIXES, list_videos
-from diffusion.utils.errors import UserError, VideoError
+from diffusion.utils.errors import VideoError
 from diffusion.utils.files import make_folder, replacing
 
 __all__ = [
@@ -74,18 +74,15 @@ class FrameCache:
         self._files: list[Path] = []
         self.paths: list[str] = []
         cache_dir = make_folder(cache_dir)
-        failed = []
+        failed: dict[Path, VideoError] = {}
         with locked(cache_dir / "frames.lock"):
             for path in paths:
                 try:
                     self._files.append(self._cached(path, cache_dir, max_frames))
                     self.paths.append(str(path))
                 except VideoError as error:
-                    failed.append((path, error))
-        if not self.paths:
-            raise none_usable(failed)
-        for path, error in failed:
-            bad.add(path, error)
+                    failed[path] = error
+        bad.add_all(failed)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -107,12 +104,6 @@ class FrameCache:
             with replacing(target) as partial, partial.open("wb") as file:
                 np.save(file, frames)
         return target
-
-
-def none_usable(failed: Sequence[tuple[Path, VideoError]]) -> UserError:
-    return UserError(
-        f"none of the {len(failed)} videos of video_list can be used; the first: {failed[0][1]}"
-    )
 
 
 class RandomClips:

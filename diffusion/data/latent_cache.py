@@ -13,8 +13,9 @@ from torch import Tensor
 
 from diffusion.data.clips import global_samples, seeded
 from diffusion.data.crops import nearest_size, parse_sizes
-from diffusion.data.latent_folder import LatentClip, read_index, unreadable_shard
+from diffusion.data.latent_folder import LatentClip, clip_name, read_index, unreadable_shard
 from diffusion.data.video_clips import SHARED
+from diffusion.data.video_list import list_videos
 from diffusion.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class RandomLatents:
     size: of a piece in VAE latents: S for S x S, [rows, columns], or a list of these. Of several,
         a batch has one, drawn in proportion to its clips; a clip serves the one that is nearest to
         it in aspect ratio of those that fit into it. Clips that are too small for all are left out.
+    video_list: of the config; videos of it that have no clip here are counted in the log.
     rank, world_size: of this process among those that draw one batch together.
     """
 
@@ -61,12 +63,15 @@ class RandomLatents:
         size: int | Sequence[int] | Sequence[Sequence[int]],
         num_frames: int = 8,
         seed: int = 0,
+        video_list: Sequence[str] | str = (),
         rank: int = 0,
         world_size: int = 1,
     ):
         self.folder, self.num_frames, self.seed = Path(folder), num_frames, seed
         self.samples = global_samples(batch_size, rank, world_size)
         clips = read_index(self.folder)
+        if video_list:
+            report_missing(video_list, clips, self.folder)
         self.sizes = parse_sizes(size, max(clip.upsampling for clip in clips))
         self.buckets = defaultdict(list)  # number of the size -> its clips
         for clip in clips:
@@ -138,3 +143,21 @@ class RandomLatents:
         if not fits:
             return None
         return fits[nearest_size((clip.height, clip.width), [self.sizes[i] for i in fits])]
+
+
+def report_missing(
+    video_list: Sequence[str] | str, clips: Sequence[LatentClip], folder: Path
+) -> None:
+    """Say in the log how many videos have no clip; encoded ones may be gone, so none is read."""
+    try:
+        videos = list_videos(video_list)
+    except UserError:
+        return
+    there = {clip.clip for clip in clips}
+    missing = [video for video in videos if clip_name(video, 0) not in there]
+    if missing:
+        log.warning(
+            "%d of %d videos of video_list have no clips in %s, the first: %s; "
+            "tools/prepare_latents.py encodes those that are new",
+            *(len(missing), len(videos), folder, missing[0]),
+        )

@@ -1,5 +1,6 @@
 """A folder of encoded training clips: shards, their index, and what they were made with."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +18,6 @@ from diffusion.utils.files import make_folder, replacing
 INDEX = "index.jsonl"
 MADE_WITH = "made_with.json"
 PIECES = "pieces"  # folder of the clips that are in no shard yet
-RUN_AGAIN = "run tools/prepare_latents.py first"
 
 
 @dataclass(frozen=True)
@@ -171,15 +171,21 @@ def unreadable_shard(path: Path) -> UserError:
     )
 
 
+def clip_name(video: Path, number: int) -> str:
+    """Of the video's clip with this number, from 0: the same from whatever folder it is named."""
+    return f"{hashlib.sha256(str(video.resolve()).encode()).hexdigest()[:16]}-{number}"
+
+
 def read_index(folder: Path) -> list[LatentClip]:
     file = folder / INDEX
+    encode = f"run: .venv/bin/python tools/prepare_latents.py CONFIG --output {folder}"
     try:
         lines = file.read_text().splitlines()
         clips = [LatentClip(**json.loads(line)) for line in lines]
     except FileNotFoundError as error:
-        raise UserError(f"{folder}: holds no latents ({INDEX}); {RUN_AGAIN}") from error
+        raise UserError(f"{folder}: holds no encoded clips; {encode}") from error
     except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: is damaged; delete it and {RUN_AGAIN}") from error
+        raise UserError(f"{file}: is damaged; delete it and {encode}") from error
     if not clips:
-        raise UserError(f"{file}: names no clips; {RUN_AGAIN}")
+        raise UserError(f"{file}: names no clips; {encode}")
     return clips

@@ -1,12 +1,9 @@
 """Numbering the frames of a file by its packets, without decoding them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 
 from av.container import InputContainer
 from av.packet import Packet
-from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 # Codecs whose packets each show one frame, so that frames can be numbered without decoding. Not so:
@@ -47,13 +44,3 @@ def has_full_index(container: InputContainer, stream: VideoStream) -> bool:
     if not container.format.name.startswith("mov") or len(stream.index_entries) != stream.frames:
         return False
     return not any(entry.is_discard for entry in stream.index_entries)
-
-
-def drop_until(pts: int, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame] | None:
-    """The frames from the one of that time on; None if there is none."""
-    for frame in frames:
-        if frame.pts == pts:
-            return chain([frame], frames)
-        if frame.pts is None or frame.pts > pts:
-            return None
-    return None

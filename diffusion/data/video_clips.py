@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion.data.bad_videos import BadVideos
-from diffusion.data.clips import Batch, global_samples, none_usable, seeded
+from diffusion.data.clips import Batch, global_samples, seeded
 from diffusion.data.crops import CROPS, Size, nearest_size, parse_sizes, place_window, to_clip
 from diffusion.data.video_index import VideoFacts, index_videos
 from diffusion.data.video_io import open_video
@@ -128,17 +128,14 @@ class VideoClips:
     ) -> tuple[list[Path], list[int], np.ndarray]:
         """Videos that clips can be drawn from, their numbers of frames, and their buckets."""
         usable: list[tuple[Path, VideoFacts]] = []
-        failed = []
+        failed: dict[Path, VideoError] = {}
         for path, facts in zip(paths, index_videos(paths, cache_dir), strict=True):
             problem = facts.problem or self._too_short(facts)
             if problem:
-                failed.append((path, VideoError(path, problem)))
+                failed[path] = VideoError(path, problem)
             else:
                 usable.append((path, facts))
-        if not usable:
-            raise none_usable(failed)
-        for path, error in failed:
-            self.bad.add(path, error)
+        self.bad.add_all(failed)
         buckets = [nearest_size((facts.height, facts.width), self.sizes) for _, facts in usable]
         return (
             [path for path, _ in usable],

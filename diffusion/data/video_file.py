@@ -1,4 +1,4 @@
-"""One local video file: opened safely, decoded forward, its frames numbered exactly."""
+"""One local video file: opened safely, described, decoded forward."""
 
 import os
 import stat
@@ -19,9 +19,7 @@ from av.video.stream import VideoStream
 from diffusion.data.packets import (
     MAX_REORDER,
     ONE_FRAME_PER_PACKET,
-    SEEKABLE,
     Ahead,
-    drop_until,
     has_full_index,
 )
 from diffusion.data.rgb import upright
@@ -64,6 +62,7 @@ class VideoInfo:
 class VideoFile:
     """Decoded frames of one file. Every failure is a VideoError that names it.
 
+    is_indexed: an index tells every packet. is_numbered: every packet is one frame.
     max_pixels: largest frame, checked before anything is decoded.
     threads: of the decoder; 0 lets FFmpeg choose.
     """
@@ -77,18 +76,18 @@ class VideoFile:
         with ExitStack() as stack:
             container, stream = self._open()
             stack.enter_context(container)
-            begin, packets = self._look_ahead(container, stream)
-            self._indexed = begin.is_clean and has_full_index(container, stream)
+            begin, packets = self.look_ahead(container, stream)
+            self.is_indexed = begin.is_clean and has_full_index(container, stream)
             first = self._first_frame(begin, packets, container, stream)
             if first is None:
                 raise self.error("no frame of it can be decoded")
             self._stored_size = (first.width, first.height)
             codec = stream.codec_context.name
-            self._numbered = codec in ONE_FRAME_PER_PACKET and not first.interlaced_frame
+            self.is_numbered = codec in ONE_FRAME_PER_PACKET and not first.interlaced_frame
             self.info = self._describe(container, stream, first)
-            if self._indexed:
+            if self.is_indexed:
                 # Opening costs as much as decoding some frames: the first reading goes on here.
-                self._rewind(container, stream)
+                self.rewind(container, stream)
                 self._kept = container, stream
                 stack.pop_all()
 
@@ -167,28 +166,6 @@ class VideoFile:
                     "or pass num_frames to read only its beginning"
                 )
 
-    def decode_from(
-        self,
-        start: int,
-        stride: int,
-        count: int | None,
-        container: InputContainer,
-        stream: VideoStream,
-    ) -> Iterator[VideoFrame]:
-        """Frames `start`, `start + stride`, ...: by one seek if that is surely exact.
-
-        count: how many are wanted, None for all.
-        """
-        if self._indexed and self._numbered:
-            frames = self._jump_by_index(start, stride, count, container, stream)
-            if frames is not None:
-                return frames
-        elif start and self._numbered:
-            frames = self._jump_by_scan(start, container, stream)
-            if frames is not None:
-                return islice(frames, 0, None, stride)
-        return islice(self.decode(container, stream), start, None, stride)
-
     def _first_frame(
         self,
         begin: Ahead,
@@ -196,81 +173,17 @@ class VideoFile:
         container: InputContainer,
         stream: VideoStream,
     ) -> VideoFrame | None:
-        if self._indexed:  # the first packet is enough; the decoder would wait for some more
+        if self.is_indexed:  # the first packet is enough; the decoder would wait for some more
             with suppress(av.FFmpegError):
                 frames = [*begin.packets[0].decode(), *stream.codec_context.decode(None)]
-                self._rewind(container, stream)
+                self.rewind(container, stream)
                 if frames:
                     return frames[0]
-            self._rewind(container, stream)
+            self.rewind(container, stream)
             packets = container.demux(stream)
         return next(self.decode(container, stream, packets), None)
 
-    def _jump_by_index(
-        self,
-        start: int,
-        stride: int,
-        count: int | None,
-        container: InputContainer,
-        stream: VideoStream,
-    ) -> Iterator[VideoFrame] | None:
-        """As `decode_from`; None, at the file's beginning, where a seek would not be exact.
-
-        The index of an mp4 has its packets in the order of decoding. All frames before a keyframe
-        are shown before it; so are its leading packets, which follow it in the file and need
-        frames before it. Its number is thus its place in the index, plus those.
-        """
-        entries = stream.index_entries
-        keys = [i for i, entry in enumerate(entries) if entry.is_keyframe]
-        ends = [entries[key].timestamp for key in keys[1:]] + [2**62]
-        span = (min(count or 1, len(entries)) - 1) * stride + 1
-        for place, end in reversed(list(zip(keys, ends, strict=True))):
-            if place > start:
-                continue
-            # By its timestamp the demuxer would go to the keyframe before: it takes that for the
-            # time of display, which is later.
-            self._seek(end - 1, container, stream)
-            ahead, packets = self._look_ahead(container, stream, start - place + span)
-            skipped = start - place - ahead.leading
-            if not ahead.begins_at(entries[place].timestamp) or skipped < 0:
-                continue
-            wanted = ahead.shown[skipped : skipped + span : stride]
-            if not wanted:
-                break
-            frames = drop_until(wanted[0], self.decode(container, stream, packets, wanted))
-            if frames is not None:
-                return self._pick(frames, wanted, stride)
-        self._rewind(container, stream)
-        return None
-
-    def _pick(
-        self, frames: Iterator[VideoFrame], wanted: Sequence[int], stride: int
-    ) -> Iterator[VideoFrame]:
-        """The frames of the times `wanted`, and then every `stride`th."""
-        for pts in wanted:
-            frame = next((f for f in frames if f.pts is None or f.pts >= pts), None)
-            if frame is None:
-                return
-            if frame.pts != pts:
-                raise self.error("is damaged: a frame within it cannot be decoded")
-            yield frame
-        yield from islice(frames, stride - 1, None, stride)
-
-    def _jump_by_scan(
-        self, start: int, container: InputContainer, stream: VideoStream
-    ) -> Iterator[VideoFrame] | None:
-        """Frames from `start` on, in files whose packets must be read to be numbered."""
-        point = self._seek_point(start)
-        if point is None:
-            return None
-        key_pts, pts = point
-        self._seek(key_pts, container, stream)
-        frames = drop_until(pts, self.decode(container, stream))
-        if frames is None:
-            self._rewind(container, stream)
-        return frames
-
-    def _look_ahead(
+    def look_ahead(
         self, container: InputContainer, stream: VideoStream, count: int = 0
     ) -> tuple[Ahead, Iterator[Packet]]:
         """The next packets, `count` and some more; and all of them from the first of these on."""
@@ -281,22 +194,22 @@ class VideoFile:
             raise self.error(f"is damaged: reading stopped ({reason(error)})") from error
         return Ahead([p for p in ahead if p.size]), chain(ahead, packets)
 
-    def _seek(self, time: int, container: InputContainer, stream: VideoStream) -> None:
+    def seek(self, time: int, container: InputContainer, stream: VideoStream) -> None:
         try:
             container.seek(time, stream=stream)
         except av.FFmpegError as error:
             raise self.error(f"is damaged: seeking failed ({reason(error)})") from error
 
-    def _rewind(self, container: InputContainer, stream: VideoStream) -> None:
-        begin = stream.index_entries[0].timestamp if self._indexed else stream.start_time or 0
-        self._seek(begin, container, stream)
+    def rewind(self, container: InputContainer, stream: VideoStream) -> None:
+        begin = stream.index_entries[0].timestamp if self.is_indexed else stream.start_time or 0
+        self.seek(begin, container, stream)
 
     def count_frames(self) -> int:
         """Exact: from index or packet headers where packets are frames, else by decoding all."""
-        if self._indexed and self._numbered and self.info.num_frames:
+        if self.is_indexed and self.is_numbered and self.info.num_frames:
             return self.info.num_frames
         with self.open() as (container, stream):
-            if not self._numbered:
+            if not self.is_numbered:
                 return sum(1 for _ in self.decode(container, stream))
             try:
                 return sum(p.size > 0 and not p.is_discard for p in container.demux(stream))
@@ -367,34 +280,6 @@ class VideoFile:
             rotation=-first.rotation % 360,
             pixel_aspect=1 / aspect if first.rotation % 180 else aspect,
         )
-
-    def _seek_point(self, start: int) -> tuple[int, int] | None:
-        """(time of the nearest keyframe before, time of frame `start`), from packet headers.
-
-        None where frames cannot be numbered by their packets, or where there is nothing to skip.
-        """
-        times, keys = [], []
-        with self.open() as (container, stream):
-            if not container.format.name.startswith(SEEKABLE):
-                return None
-            for packet in container.demux(stream):
-                if packet.size == 0 or packet.is_discard:
-                    continue
-                if packet.pts is None or packet.dts is None:
-                    return None
-                times.append(packet.pts)
-                if packet.is_keyframe:
-                    keys.append(packet.pts)
-                if len(times) > start + MAX_REORDER:
-                    break
-        if len(times) <= start or len(set(times)) < len(times):
-            return None
-        # A first packet that is no keyframe, or is shown after others, loses frames in decoding.
-        if not keys or keys[0] != times[0] or times[0] != min(times):
-            return None
-        pts = sorted(times)[start]
-        key_pts = max(key for key in keys if key <= pts)
-        return None if key_pts == times[0] else (key_pts, pts)
 
 
 def reason(error: Exception) -> str:

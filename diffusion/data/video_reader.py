@@ -11,6 +11,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from diffusion.data.rgb import frame_to_rgb
+from diffusion.data.seeking import Seeking
 from diffusion.data.video_file import VideoFile
 from diffusion.utils.errors import UserError, VideoError
 
@@ -118,7 +119,7 @@ class VideoReader:
         reformatter = VideoReformatter()
         with self._file.open() as opened:
             if fps is None:
-                frames = self._file.decode_from(start, frame_stride, num_frames, *opened)
+                frames = Seeking(self._file, *opened).frames(start, frame_stride, num_frames)
             else:
                 resampled = self._at_rate(fps, self._file.decode(*opened))
                 frames = islice(resampled, start, None, frame_stride)

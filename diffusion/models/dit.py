@@ -285,7 +285,7 @@ class VideoDiT(nn.Module):
         if any(length % m for length, m in zip(size, multiple, strict=True)):
             raise UserError(
                 f"latents of {_by(size)} (frames, rows, columns) do not fit the attention grids "
-                f"and patches of this model; pad to multiples of {_by(multiple)}"
+                f"and patches of this model; take multiples of {_by(multiple)}"
             )
 
 

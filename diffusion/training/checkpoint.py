@@ -5,6 +5,7 @@ import os
 import random
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +122,18 @@ def is_readable(path: Path) -> bool:
     return True
 
 
-class Background:
-    """One job at a time in a thread; its error is raised where `check` or `wait` is called."""
+class Background(AbstractContextManager):
+    """One job at a time in a thread; its error is raised where `check` or `wait` is called.
+
+    The end of a `with` block waits.
+    """
 
     def __init__(self):
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._job: Future | None = None
+
+    def __exit__(self, *error) -> None:
+        self.wait()
 
     def start(self, job: Callable[..., None], *args) -> None:
         """Waits for the job before."""

@@ -35,7 +35,9 @@ class FrozenNetworks:
 
     def get(self, name: str, device: torch.device) -> nn.Module:
         if name not in self._loaded:
-            self._loaded[name] = self.fresh(name).eval().requires_grad_(False)
+            # A network draws first weights, when it is needed: the run's own draws must not notice.
+            with torch.random.fork_rng(devices=[]):
+                self._loaded[name] = self.fresh(name).eval().requires_grad_(False)
         network = self._loaded[name]
         if next(network.parameters()).device != device:
             network.to(device)

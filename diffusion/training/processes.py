@@ -13,7 +13,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from diffusion.data.clips import Batch
 from diffusion.data.latent_cache import LatentBatch
-from diffusion.registry import call_with
+from diffusion.registry import call_with, nearest
+from diffusion.training.optimizers import NEED_WHOLE_WEIGHTS
 from diffusion.utils.errors import ConfigError, UserError
 
 PRECISIONS = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -75,6 +76,19 @@ def sharding(
         cpu_ram_efficient_loading=False,
         ignored_modules=frozen or None,
     )
+
+
+def check_sharding(fsdp: Mapping[str, Any], parts: nn.Module, optimizer: str) -> None:
+    if optimizer in NEED_WHOLE_WEIGHTS:
+        raise ConfigError(
+            f"train.optimizer {optimizer!r} needs whole weights; with train.fsdp use AdamW"
+        )
+    present = {type(module).__name__ for module in parts.modules()}
+    for name in fsdp.get("wrap", ()):
+        if name not in present:
+            raise ConfigError(
+                f"train.fsdp.wrap: no network has a {name!r}; {nearest(name, present)}"
+            )
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -3,9 +3,8 @@
 import logging
 import math
 import signal
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,10 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from diffusion.data.clips import Batch
 from diffusion.data.latent_cache import LatentBatch
 from diffusion.models.weights import save_weights
-from diffusion.registry import nearest
 from diffusion.training.checkpoint import (
     Background,
     Checkpoints,
@@ -28,14 +25,12 @@ from diffusion.training.checkpoint import (
     random_state,
     set_random_state,
 )
+from diffusion.training.display import Display
 from diffusion.training.draws import Draws
 from diffusion.training.ema import Average, ema_copy
 from diffusion.training.loading import fetch
-from diffusion.training.meter import Meter
-from diffusion.training.monitor import Monitor
 from diffusion.training.optimizers import (
     DEFAULT_OPTIMIZER,
-    NEED_WHOLE_WEIGHTS,
     build_optimizer,
     check_schedule,
     lr_factor,
@@ -43,6 +38,7 @@ from diffusion.training.optimizers import (
 )
 from diffusion.training.processes import (
     build_accelerator,
+    check_sharding,
     gather_batch,
     map_tensors,
     sharded_like,
@@ -117,7 +113,7 @@ class Trainer:
     ):
         check_schedule(lr_scheduler)
         if fsdp is not None:
-            check_sharding(fsdp, stage, optimizer["type"])
+            check_sharding(fsdp, stage.parts, optimizer["type"])
         check_positive(lr=lr, gradient_accumulation=gradient_accumulation)
         check_positive(log_interval=log_interval, save_interval=save_interval)
         self.stage, self.batches, self.validation = stage, batches, validation
@@ -126,7 +122,7 @@ class Trainer:
         self.max_steps, self.num_workers = max_steps, num_workers
         self.lr_scheduler, self.warmup_steps = lr_scheduler, warmup_steps
         self.gradient_clip, self.ema_decay = gradient_clip, ema_decay
-        self.log_interval, self.save_interval = log_interval, save_interval
+        self.save_interval = save_interval
         self.checkpoints = Checkpoints(self.work_dir / "checkpoints", keep_last, keep_every)
         self.accelerator = build_accelerator(
             torch.device(device),
@@ -136,16 +132,22 @@ class Trainer:
             frozen=[child for child in stage.children() if child is not stage.parts],
         )
         self.accumulation, self.sharded = gradient_accumulation, fsdp is not None
-        self.lr = lr if auto_lr is None else scaled_lr(lr, self.total_batch, **auto_lr)
+        self.lr = lr
+        if auto_lr is not None:
+            self.lr = scaled_lr(lr, self.total_batch, **auto_lr)
+            log.info(
+                "train.auto_lr: %d clips per step make a learning rate of %.3g out of %.3g",
+                *(self.total_batch, self.lr, lr),
+            )
         stage.to(self.device)
         if not self.sharded:  # FSDP2 takes contiguous weights only
             to_channels_last(stage)
         self.parts: nn.ModuleDict = stage.parts
         self.optimizer = build_optimizer(optimizer, self.parts.parameters(), self.lr)
-        self.meter, self.saving = Meter(), Background()
+        self.display, self.saving = Display(self.work_dir, log_interval, self.is_main), Background()
+        self.meter = self.display.meter
         self.step = 0
         self.average: Average | None = None
-        self.monitor: Monitor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -169,20 +171,21 @@ class Trainer:
         if self.average is None:
             self.start()
         if self.step >= self.max_steps:
-            log.info("%s: finished at step %d already", self.work_dir, self.step)
+            log.info("%s: finished after step %d already", self.work_dir, self.step)
             return None
         micro_steps = range(self.step * self.accumulation, self.max_steps * self.accumulation)
-        batches = fetch(self.batches, micro_steps, self.num_workers)
         self.model.train()
-        self.meter.start_clock()
         stopped = False
-        with StopRequest() as stop, self.recording(), self.progress_bar() as bar:
+        with (
+            StopRequest() as stop,
+            self.saving,
+            self.display.opened(self.step, self.max_steps),
+            # an error must end the loader processes, which nothing else does
+            closing(fetch(self.batches, micro_steps, self.num_workers)) as batches,
+        ):
             while self.step < self.max_steps and not stopped:
                 stopped = self.train_step(batches, stop)
-                bar.set_postfix_str(self.status(), refresh=False)
-                bar.update()
-                if self.step % self.log_interval == 0:
-                    self.record()
+                self.display.advance(self.step, self.optimizer.param_groups[0]["lr"])
                 if self.validation is not None and (
                     self.validation.due(self.step) or self.step == self.max_steps
                 ):
@@ -192,6 +195,7 @@ class Trainer:
                     self.save()
                 self.saving.check()
         if not stopped:
+            log.info("%s: finished after step %d", self.work_dir, self.step)
             return None
         log.info("%s: stopped after step %d; the same command continues", self.work_dir, self.step)
         return stop.received or signal.SIGTERM  # of another process
@@ -270,49 +274,11 @@ class Trainer:
             f"gradient norm {norm} at step {self.step}; clips: {', '.join(gather_object(sources))}"
         )
 
-    # What the user sees
-
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Within the block the monitor is open; after it, what was to be saved is."""
-        if self.is_main:
-            self.monitor = Monitor(self.work_dir, self.step)
-        try:
-            yield
-        finally:
-            if self.is_main:
-                self.monitor.close()
-            self.saving.wait()
-
-    def progress_bar(self) -> tqdm:
-        return tqdm(
-            desc=self.work_dir.name,
-            total=self.max_steps,
-            initial=self.step,
-            disable=not self.is_main,
-            dynamic_ncols=True,
-            mininterval=0.1 if sys.stderr.isatty() else 30.0,  # lines of a log file
-        )
-
-    def status(self) -> str:
-        speed = self.meter.speed()
-        return (
-            f"loss {self.meter.means()['loss']:.4f}, lr {self.optimizer.param_groups[0]['lr']:.1e}"
-            f", {speed['clips_per_second']:.2f} clips/s, {speed['data_share']:.0%} data wait"
-        )
-
-    def record(self) -> None:
-        scalars = self.meter.means() | self.meter.speed()
-        if self.is_main:
-            lr = self.optimizer.param_groups[0]["lr"]
-            self.monitor.scalars(self.step, scalars | {"lr": lr})
-        self.meter.restart()
-
     def validate(self) -> None:
         network = self.average.gather()
         if self.is_main:
             with self.accelerator.autocast():
-                self.validation.run(self.stage, network, self.step, self.monitor)
+                self.validation.run(self.stage, network, self.step, self.display.monitor)
         self.accelerator.wait_for_everyone()
 
     # Beginning, saving and continuing
@@ -358,6 +324,11 @@ class Trainer:
             set_random_state(random_states[rank])
         else:  # draws of clips do not depend on them
             set_seed(self.seed + self.step, device_specific=True)
+            if random_states:
+                log.warning(
+                    "%d processes continue what %d began: a step has a batch of another size",
+                    *(self.accelerator.num_processes, len(random_states)),
+                )
         log.info("continuing after step %d of %s", self.step, self.work_dir)
 
     def save(self) -> None:
@@ -398,19 +369,6 @@ def check_positive(**options: float) -> None:
     for name, value in options.items():
         if not value > 0:
             raise ConfigError(f"train.{name} is {value}, but must be positive")
-
-
-def check_sharding(fsdp: Mapping[str, Any], stage: Stage, optimizer: str) -> None:
-    if optimizer in NEED_WHOLE_WEIGHTS:
-        raise ConfigError(
-            f"train.optimizer {optimizer!r} needs whole weights; with train.fsdp use AdamW"
-        )
-    present = {type(module).__name__ for module in stage.parts.modules()}
-    for name in fsdp.get("wrap", ()):
-        if name not in present:
-            raise ConfigError(
-                f"train.fsdp.wrap: no network has a {name!r}; {nearest(name, present)}"
-            )
 
 
 def to_channels_last(module: nn.Module) -> None:

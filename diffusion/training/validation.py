@@ -61,7 +61,7 @@ class Validation:
         self.interval = interval
         from_training = video_list is None
         if from_training:
-            log.info("validation has no video_list of its own: the training list's first serve")
+            log.info("validation: no video_list of its own, so the training's first are taken")
         paths = list_videos(training_list if from_training else video_list)
         found = read_clips(paths, num_frames, size, leave_out=from_training)
         self.clips: dict[str, Clip] = {}
@@ -108,14 +108,15 @@ def read_clip(path: Path, num_frames: int, size: int) -> Clip:
 def read_clips(
     paths: Iterable[Path], num_frames: int, size: int, *, leave_out: bool
 ) -> Iterator[tuple[Path, Clip]]:
-    """Every video with its clip; one that cannot be read is left out, or ends the run."""
+    """Every video with its clip. One that cannot be read ends the run, or is left out silently:
+    of the training list, what is bad is named by those who train on it.
+    """
     for path in paths:
         try:
             yield path, read_clip(path, num_frames, size)
         except VideoError as error:
             if not leave_out:
                 raise UserError(f"validation: {error}; put another into its video_list") from error
-            log.warning("validation leaves out %s", error)
 
 
 def reconstruct(stage: Stage, parts: Mapping[str, nn.Module], video: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ def video(tmp_path_factory):
 
 
 def test_both_loaders_read_the_same_frames(video):
-    pytest.importorskip("cv2")
     expected = read_frames(video)[7:28:3]
     assert np.array_equal(read_ours(video, 7, 7, 3), expected)
     theirs = opencv_reader()(video, 7, 7, 3).astype(int)
@@ -25,7 +24,6 @@ def test_both_loaders_read_the_same_frames(video):
 
 
 def test_the_table(commands, video):
-    pytest.importorskip("cv2")
     result = commands.ok("benchmark_loader", video, "--strides", 2, "--clips", 2)
     assert "ratio" in result.out
     assert "has 60 frames, too few" in commands.refused("benchmark_loader", video, "--strides", 20)

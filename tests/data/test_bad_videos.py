@@ -25,6 +25,26 @@ def test_named_once_and_listed(tmp_path, caplog):
     assert len(caplog.records) == 2
 
 
+def test_how_many_are_left_out_is_said_at_every_start(tmp_path, caplog):
+    file = tmp_path / "bad_videos.txt"
+    failed = {path: VideoError(path, "is broken") for path in PATHS[:2]}
+    for run in (1, 2):
+        with caplog.at_level(logging.INFO):
+            BadVideos(PATHS, file, 0.5).add_all(failed)
+        said = [record.message for record in caplog.records]
+        assert said.count(f"2 of 10 videos are left out; {file} says why") == run
+        assert said.count("left out: 0.mp4: is broken") == 1
+    caplog.clear()
+    BadVideos(PATHS, file, 0.5).add_all({})
+    assert not caplog.records
+
+
+def test_all_are_bad(tmp_path):
+    failed = {path: VideoError(path, "is broken") for path in PATHS}
+    with pytest.raises(UserError, match=r"none of the 10 videos .* first: 0\.mp4: is broken"):
+        BadVideos(PATHS, tmp_path / "bad_videos.txt", 1.0).add_all(failed)
+
+
 def test_too_many(tmp_path):
     file = tmp_path / "bad_videos.txt"
     bad = BadVideos(PATHS, file, 0.2)

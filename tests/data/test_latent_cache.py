@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffusion.data.latent_cache import RandomLatents
-from diffusion.data.latent_folder import LatentFolder, read_index
+from diffusion.data.latent_folder import LatentFolder, clip_name, read_index
 from diffusion.utils.errors import UserError
 
 MADE_WITH = {"model_id": "tiny", "weights of vae": "ab12"}
@@ -150,7 +150,7 @@ def test_a_folder_made_with_something_else_is_refused(folder):
 
 
 def test_what_cannot_be_used_is_named(folder, tmp_path):
-    with pytest.raises(UserError, match=r"absent: holds no latents.*run tools/prepare_latents\.py"):
+    with pytest.raises(UserError, match=r"absent: holds no encoded.*python tools/prepare_latents"):
         latents(tmp_path / "absent")
     with pytest.raises(UserError, match="7 frames of size 8; the first has 6 frames of 16x20"):
         latents(folder, num_frames=7)
@@ -168,3 +168,18 @@ def test_what_cannot_be_used_is_named(folder, tmp_path):
     (folder / "index.jsonl").write_text(json.dumps({"clip": "x"}) + "\n")
     with pytest.raises(UserError, match=r"index\.jsonl: is damaged"):
         latents(folder)
+
+
+def test_videos_that_are_not_encoded_are_counted(tmp_path, caplog):
+    videos = [tmp_path / name for name in ("old.mp4", "new.mp4")]
+    for video in videos:
+        video.touch()
+    output = LatentFolder(tmp_path / "latents", MADE_WITH, 2)
+    output.add(clip_name(videos[0], 0), "old.mp4", clip())
+    output.finish()
+    latents(tmp_path / "latents", video_list=[str(videos[0])])
+    latents(tmp_path / "latents", video_list=["moved away"])  # latents serve without their videos
+    assert not caplog.records
+    latents(tmp_path / "latents", video_list=list(map(str, videos)))
+    assert "1 of 2 videos of video_list have no clips" in caplog.text
+    assert str(videos[1]) in caplog.text

@@ -138,13 +138,25 @@ def test_blocks_to_shard_must_be_there(refiner, tmp_path):
         trainer_of(refiner, tmp_path / "work", "train.fsdp={'wrap': ['Blok']}")
 
 
+def torchrun(path, work_dir, *overrides):
+    command = [sys.executable, str(ROOT / "tools" / "launch.py"), "--standalone"]
+    command += ["--nproc-per-node=2", str(ROOT / "tools" / "train.py"), str(path)]
+    command += ["--device", "cpu", "--dtype", "fp32", "--work-dir", str(work_dir)]
+    command += ["--cfg-options", *QUICK, *overrides]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_a_users_mistake_is_no_traceback_under_torchrun(compressor, tmp_path):
+    done = torchrun(compressor, tmp_path / "two", "video_list=['absent']")
+    assert done.returncode == 2
+    assert "error: video_list: absent does not exist" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_torchrun(compressor, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node=2", str(ROOT / "tools" / "train.py"), str(compressor)]
-    options = ["--device", "cpu", "--dtype", "fp32", "--work-dir", str(tmp_path / "two")]
-    options += ["--cfg-options", *QUICK, "data.batch_size=2"]
-    done = subprocess.run(command + options, env=ENVIRONMENT, capture_output=True, text=True)
+    done = torchrun(compressor, tmp_path / "two", "data.batch_size=2")
     assert done.returncode == 0, done.stderr
     trainer_of(compressor, tmp_path / "one", *QUICK).run()
     assert_close(tmp_path / "one", tmp_path / "two")

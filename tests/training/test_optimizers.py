@@ -1,3 +1,4 @@
+import golden_data
 import pytest
 import torch
 from torch import nn
@@ -39,8 +40,10 @@ def test_scaling_to_the_batch():
     # one GPU with 4 clips at the published 2e-5
     assert scaled_lr(2e-5, 4) == pytest.approx(2.5e-6)
     assert scaled_lr(2e-5, 32) == pytest.approx(7.07e-6, rel=1e-3)
+    for row in golden_data.TABLES["auto_lr"]:
+        got = scaled_lr(2e-5, row["effective_batch"], rule=row["rule"])
+        assert got == pytest.approx(row["lr_from_2e-5"])
     assert scaled_lr(1.0, 64, rule="linear", base_batch=32) == 2
-    assert scaled_lr(1.0, 256) == 1
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.classes)
@@ -67,6 +70,27 @@ def test_options_reach_the_optimizer():
     # the published ones are its defaults
     assert (group["betas"], group["eps"]) == ((0.9, 0.999, 0.9999), (1e-30, 1e-16))
     assert group["clip_threshold"] == 1.0
+
+
+@pytest.mark.parametrize("name", golden_data.cases("came"))
+def test_came_descends_as_in_the_published_training(name):
+    """Clipped gradients, then updates: of matrices, kernels, tables and vectors."""
+    meta, t = golden_data.load(name)
+    weights = {key: nn.Parameter(t[f"p0.{key}"].clone()) for key in meta["order"]}
+    optimizer = build_optimizer({"type": "CAME", "weight_decay": 0.0}, weights.values(), meta["lr"])
+    for step in range(meta["steps"]):
+        for key, weight in weights.items():
+            weight.grad = t[f"g{step}.{key}"].clone()
+        norm = nn.utils.clip_grad_norm_(weights.values(), meta["clip"])
+        assert norm == pytest.approx(t["grad_norm_before_clip"][step].item(), rel=1e-5)
+        for group in optimizer.param_groups:
+            group["lr"] = t["lr_used"][step].item()
+        optimizer.step()
+        for key, weight in weights.items():
+            before, after = t[f"p{step}.{key}"], t[f"p{step + 1}.{key}"]
+            torch.testing.assert_close(weight.data, after, rtol=0, atol=1e-6)
+            if group["lr"] > 0:  # the published warm-up began at 0
+                assert not torch.equal(before, after)
 
 
 def test_first_updates_of_came_by_hand():

@@ -96,6 +96,13 @@ def test_frozen_networks_are_read_only_for_videos(tiny_config, tmp_path):
         stage.loss(video_batch(), draws())
 
 
+def test_loading_a_frozen_network_leaves_the_random_numbers_alone(tiny_config):
+    """A resumed run loads it at another step than the run that was not stopped."""
+    before = torch.get_rng_state()
+    FrozenNetworks(config_of(tiny_config)).get("vae", torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_only_the_refiner_is_a_part_of_the_stage(tiny_config):
     stage = stage_of(config_of(tiny_config))
     stage.loss(video_batch(), draws())["loss_diffusion"].backward()

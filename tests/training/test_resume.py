@@ -4,11 +4,13 @@ import os
 import random
 import resource
 import signal
+import sys
 import time
 
 import pytest
 import torch
 from trainings import (
+    Line,
     compressor_config,
     line_trainer,
     same,
@@ -197,6 +199,23 @@ def test_the_second_ctrl_c_leaves_at_once(tmp_path):
     os.kill(process.pid, signal.SIGINT)
     process.join(5)
     assert process.exitcode == 130
+
+
+def diverging(work_dir):
+    """As a command: the exit from within `except` keeps the error and its frames alive."""
+    try:
+        line_trainer(work_dir, Line(diverge=True), num_workers=1).run()
+    except UserError:
+        sys.exit(2)
+
+
+def test_an_error_ends_the_loader_processes_too(tmp_path):
+    """They ignore SIGTERM, so that nothing would end them later."""
+    process = start(diverging, tmp_path / "work")
+    process.join(120)
+    exit_code = process.exitcode
+    process.kill()
+    assert exit_code == 2
 
 
 def survives_kills(train_config, tmp_path, kills_at_renames, random_kills, rng):
