@@ -7,6 +7,7 @@ continues with what is missing. A model is one of
   previewer, vae, linear    of compact, or of another: previewer:CONFIG
   bicubic, h264             bicubic:VALUES_PER_PIXEL, h264:BITS_PER_PIXEL
   diffusers:FOLDER          an autoencoder of diffusers; or its repository's name
+  stablecascade             its decoder; or stablecascade:FOLDER
 
 On several GPUs: --workers N, or torchrun. As published: --protocol inter4k-200 --videos Inter4K
 """

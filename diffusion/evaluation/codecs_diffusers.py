@@ -166,11 +166,16 @@ def load_autoencoder(source: str) -> nn.Module:
     except UserError:
         raise
     except Exception as error:  # whatever a damaged folder or the hub makes the library raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise WeightsError(
-            f"diffusers:{source}: cannot be loaded ({reason}); give a folder that save_pretrained "
-            "wrote with safetensors, or a repository's name"
-        ) from error
+        raise cannot_be_loaded(f"diffusers:{source}", error) from error
+
+
+def cannot_be_loaded(spec: str, error: Exception) -> WeightsError:
+    """What a user should read about an error of diffusers or of the hub."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return WeightsError(
+        f"{spec}: cannot be loaded ({reason}); give a folder that save_pretrained wrote with "
+        "safetensors, or a repository's name"
+    )
 
 
 def probe(
