@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,23 +23,26 @@ from diffusion.app.benchmark import cpu_name
 from diffusion.app.environment import describe_environment
 from diffusion.app.memory import peak_memory_mb, reset_peak_memory
 from diffusion.app.prepare_latents import Part
+from diffusion.app.stages import Stages
 from diffusion.data.bad_videos import locked
 from diffusion.data.video_io import Clip, VideoWriter
 from diffusion.evaluation.codecs import Codec, CodecOptions, build_codec, parse_spec
 from diffusion.evaluation.metrics import Metric, build_metrics
 from diffusion.evaluation.protocol import Protocol
 from diffusion.evaluation.published import PUBLISHED
+from diffusion.evaluation.report import write_report
 from diffusion.evaluation.results import (
     ORIGINAL,
     Measurements,
     Run,
     file_name,
-    has_values,
     merge,
-    table,
+    read_json,
     value_of,
     write_results,
 )
+from diffusion.evaluation.table import has_values, list_metrics, measured_rows, published_rows
+from diffusion.evaluation.vbench import DIMENSIONS, add_vbench, keep_scores
 from diffusion.utils.errors import UserError, VideoError
 from diffusion.utils.files import make_folder
 
@@ -64,23 +68,20 @@ class Evaluation:
 
 def measure_part(what: Evaluation, options: CodecOptions, part: Part) -> None:
     """Measure what is not in the folder yet of this process's videos."""
-    for model in what.models:
-        parse_spec(model)  # refuses a misspelt last one before the first is measured
     measurements = Measurements(what.folder)
-    with locked(measurements.folder / ".lock"):
-        measurements.check("", what.protocol.describe())
+    check_models(measurements, what, options)
     mine = dict(list(what.videos.items())[part.index :: part.count])
     good = keep_originals(measurements, mine, what.protocol)
     usable = {name: metric for name, metric in what.metrics.items() if metric.missing() is None}
     total = len(what.models) * len(good)
     with tqdm(total=total, disable=part.index > 0, delay=1.0, leave=False, file=sys.stderr) as bar:
         for model in what.models if good else ():
-            bar.set_description(model, refresh=False)
-            codec = build_codec(model, options)
-            with locked(measurements.folder / ".lock"):
-                measurements.check(model, codec.made_with(), facts=codec.facts())
             missing = [n for n in good if not is_measured(measurements.read(model, n), usable)]
             bar.total -= len(good) - len(missing)  # so that the time left is right
+            if not missing:
+                continue
+            bar.set_description(model, refresh=False)
+            codec = build_codec(model, options)
             for index, name in enumerate(missing):
                 clip = what.protocol.read(good[name])
                 if index == 0 and options.device.type == "cuda":
@@ -89,6 +90,21 @@ def measure_part(what: Evaluation, options: CodecOptions, part: Part) -> None:
                 measurements.write(model, name, record)
                 bar.update()
             del codec  # before the next one is loaded
+
+
+def check_models(measurements: Measurements, what: Evaluation, options: CodecOptions) -> None:
+    """Build every codec once, so that the last one is not refused after hours with the first.
+
+    Also if it is not what it was when it was measured before.
+    """
+    for model in what.models:
+        parse_spec(model)  # at once what needs no loading
+    with locked(measurements.folder / ".lock"):
+        measurements.check("", what.protocol.describe())
+    for model in what.models:
+        codec = build_codec(model, options)
+        with locked(measurements.folder / ".lock"):
+            measurements.check(model, codec.made_with(), facts=codec.facts())
 
 
 def collect(what: Evaluation, device: torch.device) -> dict[str, Any]:
@@ -101,6 +117,8 @@ def collect(what: Evaluation, device: torch.device) -> dict[str, Any]:
     }
     with locked(measurements.folder / ".lock"):
         results = merge(measurements, Run(what.models, what.videos, what.metrics, shared))
+        earlier = read_json(what.folder / "results.json")
+        results = keep_scores(results, earlier) if earlier else results
         write_results(results, what.folder)
     if len(results["bad_videos"]) == len(what.videos):
         raise UserError(
@@ -108,6 +126,28 @@ def collect(what: Evaluation, device: torch.device) -> dict[str, Any]:
             f"{next(iter(results['bad_videos'].values()))}"
         )
     return results
+
+
+def publish(
+    results: Mapping[str, Any], folder: Path, dimensions: Sequence[str], device: torch.device
+) -> None:
+    """Write report.html and print the table, after adding VBench's `dimensions`."""
+    stages = Stages()
+    if dimensions:
+        with stages("VBench"):
+            results = add_vbench(results, folder, dimensions=dimensions, device=str(device))
+        write_results(results, folder)
+    with stages("report"):
+        write_report(results, folder)
+    print_table(results, folder)
+
+
+def choose_dimensions(names: Sequence[str] | None) -> list[str]:
+    """VBench's, all of the published table where none is named; none for None."""
+    for name in names or ():
+        if name not in DIMENSIONS:
+            raise UserError(f"--vbench {name}: is unknown; use {', '.join(DIMENSIONS)}")
+    return [] if names is None else list(names or DIMENSIONS)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -321,21 +361,22 @@ def choose_metrics(
 
 
 def print_table(results: Mapping[str, Any], folder: Path) -> None:
-    """The quality columns; files have them all."""
+    """The quality columns that were measured; files have them all."""
     console = Console()
-    head, *rows = table(results)
-    width = 1 + len([m for m in results["metrics"] if has_values(results, m)])
-    shown = Table()
-    for index, name in enumerate(head[:width]):
-        shown.add_column(name, justify="right" if index else "left")
-    for row in rows:
-        shown.add_row(*row[:width])
+    metrics = [m for m in list_metrics(results) if has_values(results, m.name)]
+    shown = Table(Column("model", overflow="fold"))
+    for metric in metrics:
+        shown.add_column(metric.head, justify="right")
+    for row in measured_rows(results["models"], metrics) + published_rows(results, metrics):
+        name = f"{row.name}, {row.remark}" if row.remark else row.name
+        shown.add_row(escape(name), *(cell.text for cell in row.metrics))
     console.print(shown)
     for metric in results["metrics"].values():
         if metric["missing"]:
-            console.print(f"{metric['label']}: {metric['missing']}", highlight=False)
+            text = f"{metric['label']} is missing: {metric['missing']}"
+            console.print(escape(text), highlight=False, soft_wrap=True)
     bad = len(results["bad_videos"])
     if bad:
         console.print(f"{bad} videos could not be read; {folder / 'results.md'} names them")
     for name in ("report.html", "results.md", "results.csv", "results.json"):
-        console.print(f"  {folder / name}", highlight=False, soft_wrap=True)
+        console.print(f"  {folder / name}", highlight=False, soft_wrap=True, markup=False)

@@ -1,7 +1,5 @@
-"""StableCascade's decoder, through diffusers, on the latents of the encoder that it was made for."""
+"""StableCascade's decoder, through diffusers, on the latents of its own encoder."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from diffusion.evaluation.codec import (
     store,
     weights_digest,
 )
-from diffusion.evaluation.codecs_diffusers import cannot_be_loaded
+from diffusion.evaluation.codecs_diffusers import cannot_be_loaded, quiet_diffusers
 from diffusion.evaluation.temporal_features import quiet_transformers
 from diffusion.models.semantic_compressor import SemanticCompressor
 from diffusion.models.weights import load_weights
@@ -103,7 +101,7 @@ class StableCascadeCodec(Codec):
 
 
 def encoder_file(source: str) -> Path:
-    """EfficientNet's weights: in the folder, as `pretrained/download.sh` keeps them, or the hub's."""
+    """EfficientNet's weights: the folder's, else those of download.sh, else the hub's."""
     for path in (Path(source) / ENCODER, resolve(f"pretrained/{ENCODER}")):
         if path.is_file():
             return path
@@ -150,18 +148,3 @@ def load_pipeline(source: str, compression: int) -> Any:
         raise cannot_be_loaded(f"stablecascade:{source}", error) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-@contextmanager
-def quiet_diffusers() -> Iterator[None]:
-    """Without its bars, and without its word that the pipeline is old."""
-    from diffusers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()

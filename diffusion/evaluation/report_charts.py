@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from diffusion.evaluation.table import is_number, number
+
 WIDTH, HEIGHT = 560.0, 260.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 16.0, 12.0, 40.0
 NAME_HEIGHT = 14.0
@@ -109,20 +111,6 @@ def scatter(
         lowest[flipped] = name_y = max(y(up), lowest[flipped] + NAME_HEIGHT)
         marks.append(Mark(name, series, x(across), y(up), label, name_y, flipped))
     return Chart(title, x_label, y_label, _placed(x, x.ticks()), _placed(y, y.ticks()), marks=marks)
-
-
-def is_number(value: object) -> bool:
-    """False for what is missing, and for what cannot be drawn: NaN and infinity."""
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def number(value: object) -> str:
-    """Four significant digits, whole numbers as they are; a dash for no number."""
-    if not is_number(value):
-        return "∞" if value == math.inf else "–"
-    if isinstance(value, int) or value == 0 or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:#.4g}".rstrip(".")
 
 
 def round_step(step: float) -> float:
