@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -41,7 +42,13 @@ from diffusion.evaluation.results import (
     value_of,
     write_results,
 )
-from diffusion.evaluation.table import has_values, list_metrics, measured_rows, published_rows
+from diffusion.evaluation.table import (
+    counted,
+    has_values,
+    list_metrics,
+    measured_rows,
+    published_rows,
+)
 from diffusion.evaluation.vbench import DIMENSIONS, add_vbench, keep_scores
 from diffusion.utils.errors import UserError, VideoError
 from diffusion.utils.files import make_folder
@@ -122,7 +129,7 @@ def collect(what: Evaluation, device: torch.device) -> dict[str, Any]:
         write_results(results, what.folder)
     if len(results["bad_videos"]) == len(what.videos):
         raise UserError(
-            f"none of the {len(what.videos)} videos can be measured; the first: "
+            f"none of {counted(what.videos, 'video')} can be measured; the first: "
             f"{next(iter(results['bad_videos'].values()))}"
         )
     return results
@@ -156,6 +163,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     packages = everything.pop("packages")
     return {
         **{key: value for key, value in everything.items() if key != "git_changes"},
+        "command": shlex.join(everything["command"]),
         "device": str(device),
         "processor": cpu_name(),
         "threads": torch.get_num_threads(),
@@ -368,15 +376,17 @@ def print_table(results: Mapping[str, Any], folder: Path) -> None:
     for metric in metrics:
         shown.add_column(metric.head, justify="right")
     for row in measured_rows(results["models"], metrics) + published_rows(results, metrics):
-        name = f"{row.name}, {row.remark}" if row.remark else row.name
+        remark = row.remark if row.series is not None else "published"
+        name = f"{row.name} ({remark})" if remark else row.name
         shown.add_row(escape(name), *(cell.text for cell in row.metrics))
     console.print(shown)
     for metric in results["metrics"].values():
         if metric["missing"]:
             text = f"{metric['label']} is missing: {metric['missing']}"
             console.print(escape(text), highlight=False, soft_wrap=True)
-    bad = len(results["bad_videos"])
+    bad = results["bad_videos"]
     if bad:
-        console.print(f"{bad} videos could not be read; {folder / 'results.md'} names them")
+        text = f"{counted(bad, 'video')} could not be read; results.md names them"
+        console.print(text, highlight=False)
     for name in ("report.html", "results.md", "results.csv", "results.json"):
         console.print(f"  {folder / name}", highlight=False, soft_wrap=True, markup=False)

@@ -90,6 +90,11 @@ def render(
         notes=published_notes(results["published"]),
         bars=bars(models, metrics),
         scatters=scatters(models, metrics),
+        conditions="; ".join(
+            str(results["protocol"][key])
+            for key in ("name", "frames", "size")
+            if key in results["protocol"]
+        ),
         num_videos=len(video_names(models)),
         videos=[
             show_video(results, name, folder, picture_budget, video_budget)

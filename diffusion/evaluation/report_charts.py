@@ -30,7 +30,9 @@ class Axis:
         """Round values from low to high, three to seven."""
         if self.logarithmic:
             exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)))
-            ticks = [m * 10.0**e for e in exponents for m in (1, 2, 5)]
+            narrow = self.high < 10 * self.low
+            steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if narrow else (1, 2, 5)
+            ticks = [m * 10.0**e for e in exponents for m in steps]
         else:
             step = round_step((self.high - self.low) / 7)
             ticks = [step * i for i in range(math.ceil(self.low / step), int(self.high / step) + 1)]

@@ -1,7 +1,7 @@
 """The table of an evaluation, as Markdown and for the page, and its bars."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +29,13 @@ class Metric:
     missing: str | None
 
     @property
+    def arrow(self) -> str:
+        """To what is better."""
+        return {True: "↑", False: "↓", None: ""}[self.higher_is_better]
+
+    @property
     def head(self) -> str:
-        """With an arrow to what is better."""
-        return self.label + {True: " ↑", False: " ↓", None: ""}[self.higher_is_better]
+        return f"{self.label} {self.arrow}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -191,9 +195,9 @@ def notes(results: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}, {video}: {reason}"
     bad = results["bad_videos"]
     if bad:
-        yield f"{len(bad)} videos could not be read: {'; '.join(bad.values())}"
+        yield f"{counted(bad, 'video')} could not be read: {'; '.join(bad.values())}"
     yield (
-        f"{len(results['originals'])} videos, protocol {protocol['name']}: {protocol['frames']}; "
+        f"{counted(results['originals'], 'video')}, protocol {protocol['name']}: {protocol['frames']}; "
         f"{protocol['size']}; resized: {protocol['resize']}; colour: {protocol['color']}; data "
         f"range: {protocol['data_range']}; averaged {protocol['averaging']}"
     )
@@ -210,6 +214,11 @@ def notes(results: Mapping[str, Any]) -> Iterator[str]:
     yield f"{environment.get('processor')}, {environment.get('device')}; {packages}"
     for note in dict.fromkeys(row["note"] for row in results["published"]):
         yield f"published rows: {note}"
+
+
+def counted(things: Sized, name: str) -> str:
+    """'1 video', '2 videos'."""
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
