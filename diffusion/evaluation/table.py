@@ -197,9 +197,10 @@ def notes(results: Mapping[str, Any]) -> Iterator[str]:
     if bad:
         yield f"{counted(bad, 'video')} could not be read: {'; '.join(bad.values())}"
     yield (
-        f"{counted(results['originals'], 'video')}, protocol {protocol['name']}: {protocol['frames']}; "
-        f"{protocol['size']}; resized: {protocol['resize']}; colour: {protocol['color']}; data "
-        f"range: {protocol['data_range']}; averaged {protocol['averaging']}"
+        f"{counted(results['originals'], 'video')}, protocol {protocol['name']}: "
+        f"{protocol['frames']}; {protocol['size']}; resized: {protocol['resize']}; "
+        f"colour: {protocol['color']}; data range: {protocol['data_range']}; "
+        f"averaged {protocol['averaging']}"
     )
     for metric in metrics.values():
         if not metric["missing"]:
