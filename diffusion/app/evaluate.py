@@ -35,6 +35,7 @@ from diffusion.evaluation.results import (
     read_json,
     write_results,
 )
+from diffusion.evaluation.table import Metric as TableMetric
 from diffusion.evaluation.table import (
     counted,
     has_values,
@@ -42,6 +43,7 @@ from diffusion.evaluation.table import (
     measured_rows,
     published_rows,
 )
+from diffusion.evaluation.temporal_features import folder_missing
 from diffusion.evaluation.vbench import DIMENSIONS, add_vbench, keep_scores
 from diffusion.utils.errors import UserError
 
@@ -225,6 +227,9 @@ def choose_metrics(
     names: Sequence[str], dino: Path | None = None, clip: Path | None = None
 ) -> dict[str, Metric]:
     """All, or those named."""
+    for option, folder in (("--dino", dino), ("--clip", clip)):
+        if folder is not None and (problem := folder_missing(folder, option.strip("-"))):
+            raise UserError(f"{option}: {problem}")
     metrics = build_metrics(dino=dino, clip=clip)
     for name in names:
         if name not in metrics:
@@ -233,17 +238,18 @@ def choose_metrics(
 
 
 def print_table(results: Mapping[str, Any], folder: Path) -> None:
-    """The quality columns that were measured; files have them all."""
+    """The quality columns that were measured, as many as the terminal holds; files have all."""
     console = Console()
     metrics = [m for m in list_metrics(results) if has_values(results, m.name)]
-    shown = Table(Column("model", overflow="fold"))
-    for metric in metrics:
-        shown.add_column(metric.head, justify="right")
-    for row in measured_rows(results["models"], metrics) + published_rows(results, metrics):
-        remark = row.remark if row.series is not None else "published"
-        name = f"{row.name} ({remark})" if remark else row.name
-        shown.add_row(escape(name), *(cell.text for cell in row.metrics))
+    count = len(metrics)
+    shown = terminal_table(results, metrics)
+    unbounded = Console(width=10_000)
+    while count > 1 and unbounded.measure(shown).maximum > console.width:
+        count -= 1
+        shown = terminal_table(results, metrics[:count])
     console.print(shown)
+    if count < len(metrics):
+        console.print(f"{len(metrics) - count} more columns are in results.md", highlight=False)
     for metric in results["metrics"].values():
         if metric["missing"]:
             text = f"{metric['label']} is missing: {metric['missing']}"
@@ -254,3 +260,14 @@ def print_table(results: Mapping[str, Any], folder: Path) -> None:
         console.print(text, highlight=False)
     for name in ("report.html", "results.md", "results.csv", "results.json"):
         console.print(f"  {folder / name}", highlight=False, soft_wrap=True, markup=False)
+
+
+def terminal_table(results: Mapping[str, Any], metrics: Sequence[TableMetric]) -> Table:
+    shown = Table(Column("model", overflow="fold"))
+    for metric in metrics:
+        shown.add_column(metric.head, justify="right")
+    for row in measured_rows(results["models"], metrics) + published_rows(results, metrics):
+        remark = row.remark if row.series is not None else "published"
+        name = f"{row.name} ({remark})" if remark else row.name
+        shown.add_row(escape(name), *(cell.text for cell in row.metrics))
+    return shown

@@ -64,7 +64,8 @@ class Protocol:
     def select(self, videos: Sequence[str] | str) -> list[Path]:
         """Entries as of a `video_list` -> the videos to measure, in order."""
         entries = [videos] if isinstance(videos, str | Path) else list(videos)
-        paths = list_videos([str(self._inner(Path(entry).expanduser())) for entry in entries])
+        inner = [str(self._inner(Path(entry).expanduser())) for entry in entries]
+        paths = list_videos(inner, called="videos")
         if self.numbered:
             paths = sorted(paths, key=self._number)
         paths = paths[: self.num_videos]
@@ -102,8 +103,8 @@ class Protocol:
         return {
             **asdict(self),
             "notes": list(self.notes),
-            "frames": f"{f'at most {self.num_frames}' if self.num_frames else 'all'} from frame "
-            f"{self.start}, {rate}",
+            "frames": f"{f'at most {self.num_frames}' if self.num_frames else 'all'} frames from "
+            f"frame {self.start}, {rate}",
             "size": self._size_in_words(),
             "resize": f"{self.resize_filter} with antialiasing, on RGB (torch interpolate)"
             if self.short_edge

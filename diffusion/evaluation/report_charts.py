@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from diffusion.evaluation.table import is_number, number
 
@@ -106,13 +107,36 @@ def scatter(
     abscissae = [x for _, x, _ in dots.values()]
     x = Axis(min(abscissae) / 1.6, max(abscissae) * 1.6, LEFT, WIDTH - RIGHT, logarithmic=True)
     y = _vertical([y for _, _, y in dots.values()])
-    marks, lowest = [], {False: 0.0, True: 0.0}
-    for name, (series, across, up) in sorted(dots.items(), key=lambda dot: -dot[1][2]):
-        label = f"{name}: {number(across)} {x_label}, {number(up)} {y_label}"
-        flipped = x(across) > (LEFT + WIDTH) / 2
-        lowest[flipped] = name_y = max(y(up), lowest[flipped] + NAME_HEIGHT)
-        marks.append(Mark(name, series, x(across), y(up), label, name_y, flipped))
+    flipped = {name: x(across) > (LEFT + WIDTH) / 2 for name, (_, across, _) in dots.items()}
+    name_ys: dict[str, float] = {}
+    for side in (False, True):
+        column = {name: y(up) for name, (_, _, up) in dots.items() if flipped[name] == side}
+        name_ys |= _spread(column)
+    marks = [
+        Mark(
+            name,
+            series,
+            x(across),
+            y(up),
+            f"{name}: {number(across)} {x_label}, {number(up)} {y_label}",
+            name_ys[name],
+            flipped[name],
+        )
+        for name, (series, across, up) in dots.items()
+    ]
     return Chart(title, x_label, y_label, _placed(x, x.ticks()), _placed(y, y.ticks()), marks=marks)
+
+
+def _spread(heights: Mapping[str, float]) -> dict[str, float]:
+    """Names -> heights near those given, none of them covering another or below the plot."""
+    names, spread = sorted(heights, key=heights.__getitem__), dict(heights)
+    for above, name in pairwise(names):
+        spread[name] = max(spread[name], spread[above] + NAME_HEIGHT)
+    lowest = HEIGHT - BOTTOM - NAME_HEIGHT / 2
+    for name in reversed(names):
+        spread[name] = lowest = min(spread[name], lowest)
+        lowest -= NAME_HEIGHT
+    return spread
 
 
 def round_step(step: float) -> float:

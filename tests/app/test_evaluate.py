@@ -143,8 +143,8 @@ def test_vbench_joins_the_table_and_stays(evaluate, tmp_path):
 
 def readme_command() -> list[str]:
     """The arguments of the command that made the README's table."""
-    command = re.search(r"^\S+ tools/evaluate\.py (.+)$", (ROOT / "README.md").read_text(), re.M)
-    return shlex.split(command[1])
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    return shlex.split(re.search(r"^\S+ tools/evaluate\.py (.+)$", text, re.MULTILINE)[1])
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,9 @@ def test_only_broken_videos(commands, tmp_path):
         (("--protocol", "x"), "inter4k-200"),
         (("--part", "3/2"), "1/4"),
         (("--sampler", "x"), "euler_a"),
+        (("--videos", "/nowhere"), "videos: /nowhere does not exist"),
         (("--vbench", "flickering"), "temporal_flickering"),
+        (("--dino", "/nowhere"), "--dino: /nowhere is not a folder of transformers"),
     ],
 )
 def test_mistakes(commands, videos, tmp_path, options, message):

@@ -134,7 +134,7 @@ def test_a_protocol_says_everything_in_json(protocol):
 def test_the_published_preset():
     facts = INTER4K_200.describe()
     assert facts["size"] == "short edge 1024, central square"
-    assert facts["frames"] == "all from frame 0, 30 frames per second, by timestamps"
+    assert facts["frames"] == "all frames from frame 0, 30 frames per second, by timestamps"
     assert facts["num_videos"] == 200
 
 

@@ -221,6 +221,7 @@ def test_names_of_dots_do_not_cover_one_another():
     column = sorted(mark.name_y for mark in charts.scatter(dots, "", "", "").marks)
     gaps = [b - a for a, b in pairwise(column)]
     assert min(gaps) > charts.NAME_HEIGHT - 0.01
+    assert max(column) <= charts.HEIGHT - charts.BOTTOM  # not over the axis' own numbers
 
 
 @pytest.mark.parametrize(
