@@ -7,6 +7,7 @@ continues with what is missing. A model is one of
   previewer, vae, linear    of compact, or of another: previewer:CONFIG
   bicubic, h264             bicubic:VALUES_PER_PIXEL, h264:BITS_PER_PIXEL
   diffusers:FOLDER          an autoencoder of diffusers; or its repository's name
+  stablecascade             its decoder; or stablecascade:FOLDER
 
 On several GPUs: --workers N, or torchrun. As published: --protocol inter4k-200 --videos Inter4K
 """
@@ -35,6 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--metrics", nargs="+", default=[], help="default: all")
     parser.add_argument("--dino", type=Path, metavar="FOLDER", help="for subject consistency")
     parser.add_argument("--clip", type=Path, metavar="FOLDER", help="for background consistency")
+    parser.add_argument(
+        "--vbench", nargs="*", metavar="DIMENSION", help="default: the published six"
+    )
     parser.add_argument("--steps", type=whole_number(1), default=8, help="default: %(default)s")
     parser.add_argument("--sampler", default="euler_a", help="default: %(default)s")
     parser.add_argument("--seed", type=whole_number(0), default=0)
@@ -49,7 +53,6 @@ def main(args: argparse.Namespace) -> None:
     from diffusion.app import evaluate as app
     from diffusion.evaluation.codecs import CodecOptions
     from diffusion.evaluation.protocol import get_protocol
-    from diffusion.evaluation.report import write_report
     from diffusion.noise.samplers import build_sampler
 
     build_sampler(args.sampler, num_inference_steps=args.steps)  # refuses what cannot be
@@ -63,6 +66,7 @@ def main(args: argparse.Namespace) -> None:
         app.choose_metrics(args.metrics, args.dino, args.clip),
         args.output,
     )
+    dimensions = app.choose_dimensions(args.vbench)
     part = app.parse_part(args.part)
     chosen = device_options(args)
     if args.workers > 1:
@@ -73,8 +77,7 @@ def main(args: argparse.Namespace) -> None:
         app.measure_part(what, CodecOptions(device, chosen["dtype"], *sampling), part)
     results = app.collect(what, chosen["device"])
     if args.part is None and app.is_finished(results, what.models):
-        write_report(results, args.output)
-        app.print_table(results, args.output)
+        app.publish(results, args.output, dimensions, chosen["device"])
 
 
 if __name__ == "__main__":

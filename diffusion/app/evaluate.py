@@ -2,47 +2,51 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor
+from rich.markup import escape
+from rich.table import Column, Table
 from tqdm import tqdm
 
 from diffusion.app.benchmark import cpu_name
 from diffusion.app.environment import describe_environment
-from diffusion.app.memory import peak_memory_mb, reset_peak_memory
+from diffusion.app.measure import is_measured, keep_originals, measure_or_say_why, warm_up
 from diffusion.app.prepare_latents import Part
+from diffusion.app.stages import Stages
 from diffusion.data.bad_videos import locked
-from diffusion.data.video_io import Clip, VideoWriter
-from diffusion.evaluation.codecs import Codec, CodecOptions, build_codec, parse_spec
+from diffusion.evaluation.codecs import CodecOptions, build_codec, parse_spec
 from diffusion.evaluation.metrics import Metric, build_metrics
 from diffusion.evaluation.protocol import Protocol
 from diffusion.evaluation.published import PUBLISHED
+from diffusion.evaluation.report import write_report
 from diffusion.evaluation.results import (
-    ORIGINAL,
     Measurements,
     Run,
-    file_name,
-    has_values,
     merge,
-    table,
-    value_of,
+    read_json,
     write_results,
 )
-from diffusion.utils.errors import UserError, VideoError
-from diffusion.utils.files import make_folder
+from diffusion.evaluation.table import Metric as TableMetric
+from diffusion.evaluation.table import (
+    counted,
+    has_values,
+    list_metrics,
+    measured_rows,
+    published_rows,
+)
+from diffusion.evaluation.temporal_features import folder_missing
+from diffusion.evaluation.vbench import DIMENSIONS, add_vbench, keep_scores
+from diffusion.utils.errors import UserError
 
-WARM_UP_FRAMES = 4
 # Those that change numbers.
 PACKAGES = ("torch", "torchvision", "torchmetrics", "diffusers", "transformers", "lpips", "av")
 
@@ -64,23 +68,20 @@ class Evaluation:
 
 def measure_part(what: Evaluation, options: CodecOptions, part: Part) -> None:
     """Measure what is not in the folder yet of this process's videos."""
-    for model in what.models:
-        parse_spec(model)  # refuses a misspelt last one before the first is measured
     measurements = Measurements(what.folder)
-    with locked(measurements.folder / ".lock"):
-        measurements.check("", what.protocol.describe())
+    check_models(measurements, what, options)
     mine = dict(list(what.videos.items())[part.index :: part.count])
     good = keep_originals(measurements, mine, what.protocol)
     usable = {name: metric for name, metric in what.metrics.items() if metric.missing() is None}
     total = len(what.models) * len(good)
     with tqdm(total=total, disable=part.index > 0, delay=1.0, leave=False, file=sys.stderr) as bar:
         for model in what.models if good else ():
-            bar.set_description(model, refresh=False)
-            codec = build_codec(model, options)
-            with locked(measurements.folder / ".lock"):
-                measurements.check(model, codec.made_with(), facts=codec.facts())
             missing = [n for n in good if not is_measured(measurements.read(model, n), usable)]
             bar.total -= len(good) - len(missing)  # so that the time left is right
+            if not missing:
+                continue
+            bar.set_description(model, refresh=False)
+            codec = build_codec(model, options)
             for index, name in enumerate(missing):
                 clip = what.protocol.read(good[name])
                 if index == 0 and options.device.type == "cuda":
@@ -89,6 +90,21 @@ def measure_part(what: Evaluation, options: CodecOptions, part: Part) -> None:
                 measurements.write(model, name, record)
                 bar.update()
             del codec  # before the next one is loaded
+
+
+def check_models(measurements: Measurements, what: Evaluation, options: CodecOptions) -> None:
+    """Build every codec once, so that the last one is not refused after hours with the first.
+
+    Also if it is not what it was when it was measured before.
+    """
+    for model in what.models:
+        parse_spec(model)  # at once what needs no loading
+    with locked(measurements.folder / ".lock"):
+        measurements.check("", what.protocol.describe())
+    for model in what.models:
+        codec = build_codec(model, options)
+        with locked(measurements.folder / ".lock"):
+            measurements.check(model, codec.made_with(), facts=codec.facts())
 
 
 def collect(what: Evaluation, device: torch.device) -> dict[str, Any]:
@@ -101,13 +117,37 @@ def collect(what: Evaluation, device: torch.device) -> dict[str, Any]:
     }
     with locked(measurements.folder / ".lock"):
         results = merge(measurements, Run(what.models, what.videos, what.metrics, shared))
+        earlier = read_json(what.folder / "results.json")
+        results = keep_scores(results, earlier) if earlier else results
         write_results(results, what.folder)
     if len(results["bad_videos"]) == len(what.videos):
         raise UserError(
-            f"none of the {len(what.videos)} videos can be measured; the first: "
+            f"none of {counted(what.videos, 'video')} can be measured; the first: "
             f"{next(iter(results['bad_videos'].values()))}"
         )
     return results
+
+
+def publish(
+    results: Mapping[str, Any], folder: Path, dimensions: Sequence[str], device: torch.device
+) -> None:
+    """Write report.html and print the table, after adding VBench's `dimensions`."""
+    stages = Stages()
+    if dimensions:
+        with stages("VBench"):
+            results = add_vbench(results, folder, dimensions=dimensions, device=str(device))
+        write_results(results, folder)
+    with stages("report"):
+        write_report(results, folder)
+    print_table(results, folder)
+
+
+def choose_dimensions(names: Sequence[str] | None) -> list[str]:
+    """VBench's, all of the published table where none is named; none for None."""
+    for name in names or ():
+        if name not in DIMENSIONS:
+            raise UserError(f"--vbench {name}: is unknown; use {', '.join(DIMENSIONS)}")
+    return [] if names is None else list(names or DIMENSIONS)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -116,6 +156,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     packages = everything.pop("packages")
     return {
         **{key: value for key, value in everything.items() if key != "git_changes"},
+        "command": shlex.join(everything["command"]),
         "device": str(device),
         "processor": cpu_name(),
         "threads": torch.get_num_threads(),
@@ -130,133 +171,6 @@ def name_videos(paths: Sequence[Path]) -> dict[str, Path]:
         stem if stems.count(stem) == 1 else str(path): path
         for stem, path in zip(stems, paths, strict=True)
     }
-
-
-def keep_originals(
-    measurements: Measurements, videos: Mapping[str, Path], protocol: Protocol
-) -> dict[str, Path]:
-    """Write what each video is compared with; the videos that can be read.
-
-    A video that could not be read is tried again by the next run.
-    """
-    good = {}
-    for name, path in videos.items():
-        source = {"path": str(path.resolve()), "bytes": size_of(path)}
-        known = measurements.read(ORIGINAL, name)
-        if known is not None and "video" in known:
-            if known["source"] != source:
-                raise UserError(
-                    f"{path}: is not the video {name!r} that was measured before; choose another "
-                    "--output"
-                )
-            good[name] = path
-            continue
-        try:
-            clip = protocol.read(path)
-        except VideoError as error:
-            tqdm.write(f"left out: {error}", file=sys.stderr)
-            measurements.write(ORIGINAL, name, {"bad": str(error)})
-            continue
-        video = write_video(measurements.folder, ORIGINAL, name, clip)
-        measurements.write(ORIGINAL, name, {"video": video, "source": source})
-        good[name] = path
-    return good
-
-
-def size_of(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
-
-
-def write_video(folder: Path, model: str, name: str, clip: Clip) -> str:
-    """Its path within the folder."""
-    relative = Path("videos") / file_name(model) / f"{file_name(name)}.mp4"
-    make_folder((folder / relative).parent)
-    with VideoWriter(folder / relative, clip.fps) as writer:
-        writer.write(clip.video)
-    return relative.as_posix()
-
-
-def is_measured(record: Mapping[str, Any] | None, metrics: Mapping[str, Metric]) -> bool:
-    """Whether the record has all metrics that can be had by now."""
-    return record is not None and ("failed" in record or metrics.keys() <= record["metrics"].keys())
-
-
-def measure_or_say_why(
-    codec: Codec,
-    clip: Clip,
-    name: str,
-    metrics: Mapping[str, Metric],
-    folder: Path,
-    options: CodecOptions,
-) -> dict[str, Any]:
-    """A codec may refuse a video, for its size for example."""
-    try:
-        return measure(codec, clip, name, metrics, folder, options)
-    except VideoError:  # the reconstruction cannot be written
-        raise
-    except UserError as error:
-        tqdm.write(f"left out: {codec.name} on {name}: {error}", file=sys.stderr)
-        return {"failed": str(error)}
-
-
-def measure(
-    codec: Codec,
-    clip: Clip,
-    name: str,
-    metrics: Mapping[str, Metric],
-    folder: Path,
-    options: CodecOptions,
-) -> dict[str, Any]:
-    """One entry of `videos` in results.json."""
-    reset_peak_memory(options.device)
-    seconds: dict[str, float] = {}
-    with timed(seconds, "encode", options.device):
-        encoded = codec.encode(clip.video[None])
-    with timed(seconds, "decode", options.device):
-        reconstruction = codec.decode(encoded)[0]
-    peak = peak_memory_mb(options.device)
-    _, frames, height, width = clip.video.shape
-    return {
-        "frames": frames,
-        "height": height,
-        "width": width,
-        "fps": float(clip.fps),
-        "metrics": {
-            metric.name: measure_metric(metric, reconstruction, clip.video, options.device)
-            for metric in metrics.values()
-        },
-        "seconds": seconds,
-        "peak_memory_mb": peak,
-        "bits": encoded.bits,
-        "reconstruction": write_video(folder, codec.name, name, Clip(reconstruction, clip.fps)),
-    }
-
-
-def measure_metric(
-    metric: Metric, reconstruction: Tensor, original: Tensor, device: torch.device
-) -> dict[str, Any]:
-    """`mean` is None for a video that it cannot measure, and where only all videos have a value."""
-    unfit = metric.unfit(*original.shape[1:])
-    if unfit is not None:
-        return {"mean": None, "per_frame": [], "unfit": unfit}
-    values = metric(reconstruction.to(device), original.to(device)).cpu()
-    if not metric.per_frame:
-        return {"mean": None, "per_frame": [], "values": values.tolist()}
-    return value_of(values)
-
-
-@contextmanager
-def timed(seconds: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
-    begun = time.perf_counter()
-    yield
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds[name] = time.perf_counter() - begun
-
-
-def warm_up(codec: Codec, clip: Clip) -> None:
-    """Libraries choose their kernels at the first call, which would count as the first video's."""
-    codec.decode(codec.encode(clip.video[None, :, :WARM_UP_FRAMES]))
 
 
 def start_workers(count: int) -> None:
@@ -313,6 +227,9 @@ def choose_metrics(
     names: Sequence[str], dino: Path | None = None, clip: Path | None = None
 ) -> dict[str, Metric]:
     """All, or those named."""
+    for option, folder in (("--dino", dino), ("--clip", clip)):
+        if folder is not None and (problem := folder_missing(folder, option.strip("-"))):
+            raise UserError(f"{option}: {problem}")
     metrics = build_metrics(dino=dino, clip=clip)
     for name in names:
         if name not in metrics:
@@ -321,21 +238,36 @@ def choose_metrics(
 
 
 def print_table(results: Mapping[str, Any], folder: Path) -> None:
-    """The quality columns; files have them all."""
+    """The quality columns that were measured, as many as the terminal holds; files have all."""
     console = Console()
-    head, *rows = table(results)
-    width = 1 + len([m for m in results["metrics"] if has_values(results, m)])
-    shown = Table()
-    for index, name in enumerate(head[:width]):
-        shown.add_column(name, justify="right" if index else "left")
-    for row in rows:
-        shown.add_row(*row[:width])
+    metrics = [m for m in list_metrics(results) if has_values(results, m.name)]
+    count = len(metrics)
+    shown = terminal_table(results, metrics)
+    unbounded = Console(width=10_000)
+    while count > 1 and unbounded.measure(shown).maximum > console.width:
+        count -= 1
+        shown = terminal_table(results, metrics[:count])
     console.print(shown)
+    if count < len(metrics):
+        console.print(f"{len(metrics) - count} more columns are in results.md", highlight=False)
     for metric in results["metrics"].values():
         if metric["missing"]:
-            console.print(f"{metric['label']}: {metric['missing']}", highlight=False)
-    bad = len(results["bad_videos"])
+            text = f"{metric['label']} is missing: {metric['missing']}"
+            console.print(escape(text), highlight=False, soft_wrap=True)
+    bad = results["bad_videos"]
     if bad:
-        console.print(f"{bad} videos could not be read; {folder / 'results.md'} names them")
+        text = f"{counted(bad, 'video')} could not be read; results.md names them"
+        console.print(text, highlight=False)
     for name in ("report.html", "results.md", "results.csv", "results.json"):
-        console.print(f"  {folder / name}", highlight=False, soft_wrap=True)
+        console.print(f"  {folder / name}", highlight=False, soft_wrap=True, markup=False)
+
+
+def terminal_table(results: Mapping[str, Any], metrics: Sequence[TableMetric]) -> Table:
+    shown = Table(Column("model", overflow="fold"))
+    for metric in metrics:
+        shown.add_column(metric.head, justify="right")
+    for row in measured_rows(results["models"], metrics) + published_rows(results, metrics):
+        remark = row.remark if row.series is not None else "published"
+        name = f"{row.name} ({remark})" if remark else row.name
+        shown.add_row(escape(name), *(cell.text for cell in row.metrics))
+    return shown

@@ -19,7 +19,7 @@ LIST_SUFFIXES = {".txt", ".json", ".jsonl", ".csv", ".tsv"}
 COLUMN = "path"
 
 
-def list_videos(entries: Sequence[str] | str) -> list[Path]:
+def list_videos(entries: Sequence[str] | str, *, called: str = "video_list") -> list[Path]:
     """Entries of `video_list` -> one path per clip source, in order.
 
     An entry is one of
@@ -33,18 +33,20 @@ def list_videos(entries: Sequence[str] | str) -> list[Path]:
     Paths in a list resolve against the list's folder, then the working directory; they may name
     folders. One that does not exist stays: readers count it among the broken ones. A single entry
     need not stand in a list.
+
+    called: what errors call the entries.
     """
     paths: list[Path] = []
     for entry in [entries] if isinstance(entries, str) else entries:
         if not isinstance(entry, str | os.PathLike):
-            raise UserError(f"video_list: {entry!r} is not a path")
+            raise UserError(f"{called}: {entry!r} is not a path")
         path = resolve(entry)
         if not path.exists():
-            raise UserError(f"video_list: {entry} does not exist")
+            raise UserError(f"{called}: {entry} does not exist")
         is_list = path.suffix.lower() in LIST_SUFFIXES and path.is_file()
         paths += _listed(path) if is_list else _expanded(path)
     if not paths:
-        raise UserError("video_list is empty; put paths of videos, folders or lists into it")
+        raise UserError(f"{called} is empty; put paths of videos, folders or lists into it")
     return paths
 
 

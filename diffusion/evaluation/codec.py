@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,8 +97,12 @@ def latent_facts(
 
 def weights_digest(network: nn.Module) -> str:
     """Of all parameters and buffers, wherever they were loaded from."""
+    return digest_of(network.state_dict())
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         flat = rearrange(tensor.detach().cpu().contiguous(), "... -> (...)")
         digest.update(flat.view(torch.uint8).numpy())

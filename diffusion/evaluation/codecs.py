@@ -6,6 +6,7 @@ from diffusion.evaluation.codec import Codec, CodecOptions, Encoded
 from diffusion.evaluation.codecs_cascade import CascadeCodec, PreviewCodec, VAECodec
 from diffusion.evaluation.codecs_classic import BicubicCodec, H264Codec, LinearCodec
 from diffusion.evaluation.codecs_diffusers import DiffusersCodec
+from diffusion.evaluation.codecs_stable_cascade import StableCascadeCodec
 from diffusion.utils.errors import UserError
 
 __all__ = ["SPECS", "Codec", "CodecOptions", "Encoded", "build_codec", "parse_spec"]
@@ -21,6 +22,7 @@ SPECS: dict[str, tuple[Builder, str | None]] = {
     "linear": (LinearCodec, "configs/compact.effn-f32.py"),
     "bicubic": (BicubicCodec, "16/1024"),
     "h264": (H264Codec, "0.25"),
+    "stablecascade": (StableCascadeCodec, "stabilityai/stable-cascade"),
     "diffusers": (DiffusersCodec, None),
 }
 
@@ -29,7 +31,7 @@ def build_codec(spec: str, options: CodecOptions | None = None) -> Codec:
     """`spec`: NAME, NAME:ARGUMENT or the path of a cascade's config.
 
     previewer, vae and linear take the CONFIG they are parts of, bicubic the values per pixel, h264
-    the bits per pixel, diffusers a folder or the name of a repository.
+    the bits per pixel, stablecascade and diffusers a folder or the name of a repository.
     """
     build, argument = parse_spec(spec)
     return build(spec, argument, options or CodecOptions())

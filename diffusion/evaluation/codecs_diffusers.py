@@ -1,7 +1,8 @@
 """Any autoencoder class of diffusers as a codec."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,16 +162,37 @@ def load_autoencoder(source: str) -> nn.Module:
                 f"diffusers:{source}: {config.get('_class_name')!r} is not an autoencoder that "
                 f"diffusers {diffusers.__version__} has"
             )
-        # No pickles.
-        return network.from_pretrained(source, subfolder=subfolder, use_safetensors=True)
+        with quiet_diffusers():
+            # No pickles.
+            return network.from_pretrained(source, subfolder=subfolder, use_safetensors=True)
     except UserError:
         raise
     except Exception as error:  # whatever a damaged folder or the hub makes the library raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise WeightsError(
-            f"diffusers:{source}: cannot be loaded ({reason}); give a folder that save_pretrained "
-            "wrote with safetensors, or a repository's name"
-        ) from error
+        raise cannot_be_loaded(f"diffusers:{source}", error) from error
+
+
+def cannot_be_loaded(spec: str, error: Exception) -> WeightsError:
+    """What a user should read about an error of diffusers or of the hub."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return WeightsError(
+        f"{spec}: cannot be loaded ({reason}); give a folder that save_pretrained wrote with "
+        "safetensors, or a repository's name"
+    )
+
+
+@contextmanager
+def quiet_diffusers() -> Iterator[None]:
+    """Without its bars and its advice to programmers."""
+    from diffusers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
 
 
 def probe(
@@ -191,6 +213,7 @@ def probe(
             latents = [_round_trip(encode, decode, length, side) for length in lengths]
             if None not in latents and latents[1] > latents[0]:
                 temporal = step / (latents[1] - latents[0])
+                temporal = int(temporal) if temporal.is_integer() else temporal
                 return Shape(first, step, side // size[3], temporal, size[0])
     raise UserError(f"--models {name}: gives back another number of frames than it was given")
 

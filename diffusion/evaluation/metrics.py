@@ -65,6 +65,7 @@ class Metric:
     least_frames, least_side: of a video that can be measured.
     summarize: all videos' values -> the one number of a model.
     per_frame: whether the values of a video mean something on their own.
+    optional: needs what few have; where that is missing, the table has no column for it.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Metric:
     least_side: int = 1
     summarize: Callable[[Sequence[Tensor]], float] = mean_of_means
     per_frame: bool = True
+    optional: bool = False
 
     def missing(self) -> str | None:
         return self.why_missing()
@@ -109,6 +111,7 @@ class Metric:
             "label": self.label,
             "higher_is_better": self.higher_is_better,
             "missing": missing,
+            "optional": self.optional,
             "definition": self.definition,
             "weights": {path.name: perceptual.sha256(path) for path in files},
         }
@@ -221,6 +224,7 @@ def build_metrics(*, dino: Path | None = None, clip: Path | None = None) -> dict
                 partial(temporal_features.folder_files, folder),
                 least_frames=2,
                 least_side=16,
+                optional=True,
             )
             for name, label, compute, folder, kind, definition in (
                 (
@@ -253,6 +257,7 @@ def build_metrics(*, dino: Path | None = None, clip: Path | None = None) -> dict
             least_frames=temporal_features.I3D_LEAST_FRAMES,
             summarize=temporal_features.frechet_distance,
             per_frame=False,
+            optional=True,
         ),
     ]
     return {metric.name: metric for metric in metrics}

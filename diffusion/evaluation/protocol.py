@@ -36,7 +36,7 @@ class Protocol:
     num_frames: at most, None is all of them.
     num_videos: the first of the selected, None is all of them.
     folder: within the folder of a data set, where its videos are.
-    numbered: videos are named N.mp4 and taken in the order of N.
+    numbered: videos are named N.mp4, from 1, and taken in the order of N.
     notes: what the numbers depend on beside, or what is not known.
     """
 
@@ -64,18 +64,28 @@ class Protocol:
     def select(self, videos: Sequence[str] | str) -> list[Path]:
         """Entries as of a `video_list` -> the videos to measure, in order."""
         entries = [videos] if isinstance(videos, str | Path) else list(videos)
-        paths = list_videos([str(self._inner(Path(entry).expanduser())) for entry in entries])
+        inner = [str(self._inner(Path(entry).expanduser())) for entry in entries]
+        paths = list_videos(inner, called="videos")
         if self.numbered:
             paths = sorted(paths, key=self._number)
-        if self.num_videos is not None and len(paths) < self.num_videos:
+        paths = paths[: self.num_videos]
+        if self.numbered and self.num_videos is not None:
+            self._warn_of_gaps(paths)
+        return paths
+
+    def _warn_of_gaps(self, paths: Sequence[Path]) -> None:
+        there = {self._number(path) for path in paths}
+        absent = [f"{n}.mp4" for n in range(1, self.num_videos + 1) if n not in there]
+        if absent:
+            more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
             log.warning(
-                "%s: measures %d videos, and only %d were given: its figures do not compare with "
-                "published ones",
+                "%s: measures 1.mp4 to %d.mp4, and %s%s are not there: the figures do not compare "
+                "with published ones",
                 self.name,
                 self.num_videos,
-                len(paths),
+                ", ".join(absent[:3]),
+                more,
             )
-        return paths[: self.num_videos]
 
     def read(self, path: str | Path) -> Clip:
         """The frames to measure; VideoError where the video does not have them."""
@@ -93,7 +103,8 @@ class Protocol:
         return {
             **asdict(self),
             "notes": list(self.notes),
-            "frames": f"{self.num_frames or 'all'} from frame {self.start}, {rate}",
+            "frames": f"{f'at most {self.num_frames}' if self.num_frames else 'all'} frames from "
+            f"frame {self.start}, {rate}",
             "size": self._size_in_words(),
             "resize": f"{self.resize_filter} with antialiasing, on RGB (torch interpolate)"
             if self.short_edge

@@ -6,18 +6,19 @@ same reconstructions.
 
 NOTE = "published, not measured here; net of LPIPS, frames per clip and resizing are not stated"
 
-# LPIPS stands under a name of its own: whether it is lpips_alex or lpips_vgg is not known.
-COLUMNS = (
-    "psnr",
-    "ssim",
-    "lpips",
-    "vbench_subject_consistency",
-    "vbench_background_consistency",
-    "vbench_temporal_flickering",
-    "vbench_motion_smoothness",
-    "vbench_imaging_quality",
-    "vbench_aesthetic_quality",
-)
+# Label, and whether higher is better. LPIPS stands under a name of its own: whether it is
+# lpips_alex or lpips_vgg is not known.
+LABELS = {
+    "psnr": ("PSNR", True),
+    "ssim": ("SSIM", True),
+    "lpips": ("LPIPS (net not stated)", False),
+    "vbench_subject_consistency": ("VBench subject consistency", True),
+    "vbench_background_consistency": ("VBench background consistency", True),
+    "vbench_temporal_flickering": ("VBench temporal flickering", True),
+    "vbench_motion_smoothness": ("VBench motion smoothness", True),
+    "vbench_imaging_quality": ("VBench imaging quality", True),
+    "vbench_aesthetic_quality": ("VBench aesthetic quality", True),
+}
 
 ROWS = {
     "Open-Sora-Plan v1.1": (
@@ -42,7 +43,7 @@ PUBLISHED = [
     {
         "name": name,
         "protocol": "inter4k-200",
-        "values": dict(zip(COLUMNS, (*quality, *vbench), strict=True)),
+        "values": dict(zip(LABELS, (*quality, *vbench), strict=True)),
         "note": NOTE,
     }
     for name, (quality, vbench) in ROWS.items()

@@ -19,13 +19,16 @@ from diffusion.evaluation.report_media import (
     read_pictures,
     video_source,
 )
-from diffusion.evaluation.report_table import (
+from diffusion.evaluation.table import (
     FACTS,
     Metric,
     bars,
+    facts_of,
+    flat,
+    is_number,
     list_metrics,
-    measured_facts,
     measured_rows,
+    number,
     published_rows,
 )
 from diffusion.utils.files import make_folder, replacing
@@ -76,16 +79,22 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = charts.number
+    environment.filters["number"] = number
     script = (PAGE / "report.js").read_text()
     return environment.get_template("report.html").render(
         models=list(models),
         metrics=metrics,
         fact_labels=list(FACTS.values()),
         rows=measured_rows(models, metrics) + published_rows(results, metrics),
-        notes=notes(results["published"]),
+        missing=[(m["label"], m["missing"]) for m in results["metrics"].values() if m["missing"]],
+        notes=published_notes(results["published"]),
         bars=bars(models, metrics),
         scatters=scatters(models, metrics),
+        conditions="; ".join(
+            str(results["protocol"][key])
+            for key in ("name", "frames", "size")
+            if key in results["protocol"]
+        ),
         num_videos=len(video_names(models)),
         videos=[
             show_video(results, name, folder, picture_budget, video_budget)
@@ -95,6 +104,7 @@ def render(
         protocol=list(flat(results["protocol"])),
         definitions=list(flat(definitions(results["metrics"]))),
         machine=list(flat(results["environment"])),
+        made_with=list(flat({name: model["made_with"] for name, model in models.items()})),
         bad_videos=results["bad_videos"],
         failures=list(failures(results)),
         size=(charts.WIDTH, charts.HEIGHT),
@@ -107,7 +117,7 @@ def render(
 
 def scatters(models: Mapping[str, Any], metrics: Sequence[Metric]) -> list[charts.Chart]:
     """Quality over bits per pixel, for every metric that has a better and a worse."""
-    bits = {name: measured_facts(model).get("bits_per_pixel") for name, model in models.items()}
+    bits = {name: facts_of(model)["bits_per_pixel"] for name, model in models.items()}
     drawn = [
         charts.scatter(
             {
@@ -142,7 +152,7 @@ def per_video(models: Mapping[str, Any]) -> list[tuple[str, list[float | None]]]
     rows = {name: list(video_psnr(models, name).values()) for name in video_names(models)}
 
     def ease(name: str) -> float:
-        known = [value for value in rows[name] if charts.is_number(value)]
+        known = [value for value in rows[name] if is_number(value)]
         return sum(known) / len(known) if known else math.inf
 
     return [(name, rows[name]) for name in sorted(rows, key=ease)]
@@ -198,7 +208,7 @@ def shown_frames(num_frames: int) -> list[int]:
     return [(2 * i + 1) * num_frames // (2 * count) for i in range(count)]
 
 
-def notes(published: Sequence[Mapping[str, Any]]) -> list[tuple[list[str], str]]:
+def published_notes(published: Sequence[Mapping[str, Any]]) -> list[tuple[list[str], str]]:
     """What must be said of published rows; the same of several only once."""
     names: dict[str, list[str]] = {}
     for row in published:
@@ -211,24 +221,14 @@ def failures(results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Videos that could not be read, and those that one model could not take."""
     yield from results["bad_videos"].items()
     for name, model in results["models"].items():
-        for video, reason in model.get("failed", {}).items():
+        for video, reason in model["failed"].items():
             yield f"{video}, {name}", reason
 
 
 def definitions(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What stands in no other part of the page: how each metric is defined, its weights."""
-    shown = {"label", "higher_is_better", "missing"}
+    shown = {"label", "higher_is_better", "missing", "optional"}
     return {
         entry["label"]: {key: value for key, value in entry.items() if key not in shown}
         for entry in metrics.values()
     }
-
-
-def flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as (dotted name, value)."""
-    if isinstance(value, Mapping):
-        for key, entry in value.items():
-            yield from flat(entry, f"{name}.{key}" if name else str(key))
-    else:
-        shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        yield name, shown

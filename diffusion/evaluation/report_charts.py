@@ -3,6 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+
+from diffusion.evaluation.table import is_number, number
 
 WIDTH, HEIGHT = 560.0, 260.0
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 16.0, 12.0, 40.0
@@ -28,7 +31,9 @@ class Axis:
         """Round values from low to high, three to seven."""
         if self.logarithmic:
             exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)))
-            ticks = [m * 10.0**e for e in exponents for m in (1, 2, 5)]
+            narrow = self.high < 10 * self.low
+            steps = (1, 1.5, 2, 3, 4, 5, 6, 8) if narrow else (1, 2, 5)
+            ticks = [m * 10.0**e for e in exponents for m in steps]
         else:
             step = round_step((self.high - self.low) / 7)
             ticks = [step * i for i in range(math.ceil(self.low / step), int(self.high / step) + 1)]
@@ -102,27 +107,36 @@ def scatter(
     abscissae = [x for _, x, _ in dots.values()]
     x = Axis(min(abscissae) / 1.6, max(abscissae) * 1.6, LEFT, WIDTH - RIGHT, logarithmic=True)
     y = _vertical([y for _, _, y in dots.values()])
-    marks, lowest = [], {False: 0.0, True: 0.0}
-    for name, (series, across, up) in sorted(dots.items(), key=lambda dot: -dot[1][2]):
-        label = f"{name}: {number(across)} {x_label}, {number(up)} {y_label}"
-        flipped = x(across) > (LEFT + WIDTH) / 2
-        lowest[flipped] = name_y = max(y(up), lowest[flipped] + NAME_HEIGHT)
-        marks.append(Mark(name, series, x(across), y(up), label, name_y, flipped))
+    flipped = {name: x(across) > (LEFT + WIDTH) / 2 for name, (_, across, _) in dots.items()}
+    name_ys: dict[str, float] = {}
+    for side in (False, True):
+        column = {name: y(up) for name, (_, _, up) in dots.items() if flipped[name] == side}
+        name_ys |= _spread(column)
+    marks = [
+        Mark(
+            name,
+            series,
+            x(across),
+            y(up),
+            f"{name}: {number(across)} {x_label}, {number(up)} {y_label}",
+            name_ys[name],
+            flipped[name],
+        )
+        for name, (series, across, up) in dots.items()
+    ]
     return Chart(title, x_label, y_label, _placed(x, x.ticks()), _placed(y, y.ticks()), marks=marks)
 
 
-def is_number(value: object) -> bool:
-    """False for what is missing, and for what cannot be drawn: NaN and infinity."""
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def number(value: object) -> str:
-    """Four significant digits, whole numbers as they are; a dash for no number."""
-    if not is_number(value):
-        return "∞" if value == math.inf else "–"
-    if isinstance(value, int) or value == 0 or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:#.4g}".rstrip(".")
+def _spread(heights: Mapping[str, float]) -> dict[str, float]:
+    """Names -> heights near those given, none of them covering another or below the plot."""
+    names, spread = sorted(heights, key=heights.__getitem__), dict(heights)
+    for above, name in pairwise(names):
+        spread[name] = max(spread[name], spread[above] + NAME_HEIGHT)
+    lowest = HEIGHT - BOTTOM - NAME_HEIGHT / 2
+    for name in reversed(names):
+        spread[name] = lowest = min(spread[name], lowest)
+        lowest -= NAME_HEIGHT
+    return spread
 
 
 def round_step(step: float) -> float:

@@ -13,27 +13,12 @@ import torch
 from torch import Tensor
 
 from diffusion.evaluation.metrics import Metric
+from diffusion.evaluation.table import markdown
 from diffusion.utils.errors import UserError
 from diffusion.utils.files import make_folder, replacing
 
 ORIGINAL = "original"  # folder of the originals, beside those of the models
 MADE_WITH = ".made_with.json"  # beside a model's measurements; no video's file begins with a dot
-
-# Facts of a table's row -> its head; seconds are per million pixels of all frames.
-COSTS = {
-    "encode_seconds_per_megapixel": "encode s/Mpx",
-    "decode_seconds_per_megapixel": "decode s/Mpx",
-    "peak_memory_mb": "memory MB",
-    "bits_per_pixel": "measured bits/px",
-}
-FACTS = {
-    "spatial_compression": "space",
-    "temporal_compression": "time",
-    "channels": "channels",
-    "values_per_pixel": "values/px",
-    "bits_per_pixel": "bits/px",
-    "parameters": "parameters M",
-}
 
 
 def file_name(name: str) -> str:
@@ -185,7 +170,7 @@ def means(
     return numbers
 
 
-def costs(videos: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+def costs(videos: Mapping[str, Mapping[str, Any]]) -> dict[str, float | None]:
     """Over all videos: seconds per megapixel, bits per pixel; the largest peak of memory."""
     if not videos:
         return {}
@@ -224,73 +209,3 @@ def csv_rows(results: Mapping[str, Any]) -> Iterable[list[Any]]:
             times = [video["seconds"][stage] for stage in seconds]
             costs = [video["peak_memory_mb"], video["bits"]]
             yield [model, name, *(video[key] for key in sizes), *values, *times, *costs]
-
-
-def table(results: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of text, the head first: a row per model, then those that were published."""
-    shown = {
-        name: metric["label"]
-        for name, metric in results["metrics"].items()
-        if has_values(results, name)
-    }
-    published = results.get("published", ())
-    for row in published:
-        if row.get("protocol") == results.get("protocol", {}).get("name"):
-            shown |= {name: name.replace("_", " ") for name in row["values"] if name not in shown}
-    arrows = {True: " ↑", False: " ↓", None: ""}
-    heads = [
-        label + arrows[results["metrics"].get(name, {}).get("higher_is_better")]
-        for name, label in shown.items()
-    ]
-    rows = [["model", *heads, *FACTS.values(), *COSTS.values()]]
-    count = len(results["originals"])
-    for name, model in results["models"].items():
-        measured = len(model["videos"])
-        label = name if measured == count else f"{name} ({measured} of {count} videos)"
-        facts = dict(model["facts"])
-        facts["parameters"] = facts["parameters"] / 1e6
-        cells = [model["means"].get(metric) for metric in shown]
-        cells += [facts[fact] for fact in FACTS] + [model["costs"].get(cost) for cost in COSTS]
-        rows.append([label, *map(text_of, cells)])
-    for row in published:
-        cells = [row["values"].get(metric) for metric in shown]
-        cells += [None] * (len(FACTS) + len(COSTS))
-        rows.append([f"{row['name']} (published, not measured here)", *map(text_of, cells)])
-    return rows
-
-
-def has_values(results: Mapping[str, Any], metric: str) -> bool:
-    return any(metric in model["means"] for model in results["models"].values())
-
-
-def text_of(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
-
-
-def markdown(results: Mapping[str, Any]) -> str:
-    """The table and all that must be said beside it."""
-    head, *rows = table(results)
-    alignment = ["---", *["---:"] * (len(head) - 1)]
-    lines = [f"| {' | '.join(row)} |" for row in (head, alignment, *rows)]
-    protocol = results.get("protocol", {})
-    sizes = {
-        (v["frames"], v["height"], v["width"])
-        for model in results["models"].values()
-        for v in model["videos"].values()
-    }
-    what = f"{len(results['originals'])} videos, protocol {protocol.get('name', 'none')}"
-    if len(sizes) == 1:
-        frames, height, width = sizes.pop()
-        what += f", {frames} frames of {width}x{height}"
-    notes = [f"- {what}; means over the frames of a video, then over videos."]
-    notes += [
-        f"- {metric['label']} is missing: {metric['missing']}"
-        for metric in results["metrics"].values()
-        if metric["missing"]
-    ]
-    for name, model in results["models"].items():
-        notes += [f"- {name}, {video}: {reason}" for video, reason in model["failed"].items()]
-    bad = results["bad_videos"]
-    if bad:
-        notes.append(f"- {len(bad)} videos could not be read: {'; '.join(bad.values())}")
-    return "\n".join([*lines, "", *notes]) + "\n"

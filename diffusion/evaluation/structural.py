@@ -5,6 +5,8 @@ import torch.nn.functional as nnf
 from einops import rearrange
 from torch import Tensor
 
+from diffusion.evaluation.blur import gaussian_blur
+
 RADIUS = 5  # pixels: a window of 11
 SIGMA = 1.5
 C1, C2 = 0.01**2, 0.03**2  # of values in [0, 1]
@@ -55,11 +57,7 @@ def _similarity(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def _blur(x: Tensor) -> Tensor:
     """(N, 1, H, W) -> its weighted means in the window."""
-    offsets = torch.arange(-RADIUS, RADIUS + 1, device=x.device, dtype=x.dtype)
-    window = torch.exp(-(offsets**2) / (2 * SIGMA**2))
-    window = window / window.sum()
-    x = nnf.pad(x, (RADIUS,) * 4, mode="reflect")
-    return nnf.conv2d(nnf.conv2d(x, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1))
+    return gaussian_blur(x, SIGMA, RADIUS, "reflect")
 
 
 def _pictures(video: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as nnf
-from einops import rearrange
 from torch import Tensor
+
+from diffusion.evaluation.blur import gaussian_blur
 
 STILL = 0.1 / 127.5  # a tenth of an 8-bit level: keeps ratios finite where nothing moves
 FLOW_SHORT_EDGE = 256  # pixels; finer motion than this resolves is noise
@@ -70,7 +71,8 @@ def flow_and_visibility(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
         nnf.interpolate(x.mean(1, keepdim=True), size, mode="bilinear", antialias=True)
         for x in (before, after)
     ]
-    forth, back = optical_flow(*grey), optical_flow(*reversed(grey))
+    both = torch.cat(grey), torch.cat(grey[::-1])
+    forth, back = optical_flow(*both).chunk(2)
     returned = warp(back, forth)
     gap = (forth + returned).square().sum(1, keepdim=True)
     length = forth.square().sum(1, keepdim=True) + returned.square().sum(1, keepdim=True)
@@ -137,11 +139,4 @@ def warp(frames: Tensor, motion: Tensor) -> Tensor:
 
 def smooth(x: Tensor, sigma: float) -> Tensor:
     """(N, C, H, W) -> the same under a Gaussian window; edges are continued."""
-    radius = round(2.5 * sigma)
-    offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
-    window = torch.exp(-(offsets**2) / (2 * sigma**2))
-    window = window / window.sum()
-    channels = rearrange(x, "n c h w -> (n c) 1 h w")
-    padded = nnf.pad(channels, (radius,) * 4, mode="replicate")
-    blurred = nnf.conv2d(nnf.conv2d(padded, window.view(1, 1, 1, -1)), window.view(1, 1, -1, 1))
-    return rearrange(blurred, "(n c) 1 h w -> n c h w", n=len(x))
+    return gaussian_blur(x, sigma, round(2.5 * sigma), "replicate")

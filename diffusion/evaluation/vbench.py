@@ -22,7 +22,10 @@ from diffusion.utils.progress import track
 
 ENVIRONMENT = ROOT / ".venv-vbench"
 INSTALL = "bash scripts/install_vbench.sh"
-REMEDY = "its weights are downloaded when it first runs, into VBENCH_CACHE_DIR (~/.cache/vbench)"
+REMEDY = (
+    "it downloads its weights when it first runs, into VBENCH_CACHE_DIR (~/.cache/vbench): run the "
+    "same command where it can"
+)
 DRIVER = Path(__file__).with_name("vbench_driver.py")
 DEFINITION = "VBench 0.1.5 in mode custom_input, of the mp4 files; all frames"
 
@@ -117,19 +120,16 @@ def add_vbench(
     results: Mapping[str, Any],
     folder: Path,
     *,
-    earlier: Mapping[str, Any] | None = None,
     dimensions: Sequence[str] = tuple(DIMENSIONS),
     device: str = "cpu",
     environment: Path = ENVIRONMENT,
 ) -> dict[str, Any]:
     """`results` (of results.json in `folder`) with VBench's scores of every model's mp4 files.
 
-    Scores that are there already are kept, also of `earlier` results in the same folder, where a
-    model has the same videos. A dimension that fails is missing, with the reason, and
+    Scores that are there already stay. A dimension that fails is missing, with the reason, and
     the others go on.
     """
     results = copy.deepcopy(dict(results))
-    keep_scores(results, earlier or {"models": {}})
     for dimension in track(dimensions):
         name, problem = metric_name(dimension), None
         for spec, model in results["models"].items():
@@ -144,27 +144,41 @@ def add_vbench(
             model["means"][name] = scores.mean
             for video, value in zip(model["videos"].values(), scores.videos, strict=True):
                 video["metrics"][name] = {"mean": value, "per_frame": []}
-        results["metrics"][name] = {
-            "label": "VBench " + dimension.replace("_", " "),
-            "higher_is_better": True,
-            "missing": problem,
-            "definition": DEFINITION,
-        }
+        results["metrics"][name] = describe(dimension, problem)
     return results
 
 
-def keep_scores(results: Mapping[str, Any], earlier: Mapping[str, Any]) -> None:
-    """Copy VBench's scores into `results`, which is changed."""
-    names = [metric_name(dimension) for dimension in DIMENSIONS]
-    for spec, model in results["models"].items():
-        before = earlier["models"].get(spec)
-        if before is None or before["videos"].keys() != model["videos"].keys():
-            continue
-        for name in filter(before["means"].__contains__, names):
-            model["means"].setdefault(name, before["means"][name])
+def describe(dimension: str, missing: str | None) -> dict[str, Any]:
+    """As `Metric.describe`."""
+    return {
+        "label": "VBench " + dimension.replace("_", " "),
+        "higher_is_better": True,
+        "missing": missing,
+        "optional": False,
+        "definition": DEFINITION,
+        "weights": {},
+    }
+
+
+def keep_scores(results: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """`results` with VBench's scores of `earlier` ones, where a model restored the same videos."""
+    results = copy.deepcopy(dict(results))
+    for dimension in DIMENSIONS:
+        name = metric_name(dimension)
+        for spec, model in results["models"].items():
+            before = earlier["models"].get(spec)
+            if (
+                before is None
+                or before["videos"].keys() != model["videos"].keys()
+                or before["made_with"] != model["made_with"]
+                or name not in before["means"]
+            ):
+                continue
+            results["metrics"].setdefault(name, describe(dimension, None))
+            model["means"][name] = before["means"][name]
             for video, entry in model["videos"].items():
-                score = before["videos"][video]["metrics"][name]
-                entry["metrics"].setdefault(name, score)
+                entry["metrics"][name] = before["videos"][video]["metrics"][name]
+    return results
 
 
 def reconstructions(spec: str, model: Mapping[str, Any], folder: Path) -> list[Path]:

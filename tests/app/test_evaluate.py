@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,8 +16,11 @@ from video_files import encode, moving_frames
 from diffusion.app.evaluate import name_videos, parse_part
 from diffusion.app.memory import peak_memory_mb, reset_peak_memory
 from diffusion.app.prepare_latents import Part
-from diffusion.data.video_io import read_video
+from diffusion.config import ROOT
+from diffusion.data.transforms import resize_short_edge
+from diffusion.data.video_io import VideoWriter, read_video
 from diffusion.evaluation.metrics import psnr
+from diffusion.evaluation.vbench import missing
 from diffusion.utils.errors import UserError
 
 SMALL = ("--metrics", "psnr", "ssim", "flicker", "--device", "cpu", "--dtype", "fp32")
@@ -83,6 +87,87 @@ def test_every_model_on_every_video(evaluate, tiny_config, videos, tmp_path):
     assert len({line.count("|") for line in table if line.startswith("|")}) == 1
     assert sum(line.startswith("|") for line in table) == 2 + 6 + len(results["published"])
     assert (folder / "report.html").stat().st_size > 1000
+
+
+def test_the_published_protocol_on_the_data_set_as_downloaded(commands, tmp_path, caplog):
+    for name in ("2", "10", "1"):
+        file = tmp_path / "Inter4K" / "60fps" / "UHD" / f"{name}.mp4"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        encode(file, moving_frames(5, 36, 64), rate=60)
+    given = ("--videos", tmp_path / "Inter4K", "--output", tmp_path / "out")
+    options = ("--protocol", "inter4k-200", "--models", "--metrics", "psnr", "--device", "cpu")
+    commands.ok("evaluate", "bicubic", *given, *options)
+    assert "3.mp4, 4.mp4, 5.mp4 and 194 more are not there" in caplog.text
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    videos = results["models"]["bicubic"]["videos"]
+    assert list(videos) == ["1", "2", "10"]
+    sizes = {(v["frames"], v["height"], v["width"], v["fps"]) for v in videos.values()}
+    assert sizes == {(3, 1024, 1024, 30.0)}
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert "VBench aesthetic quality ↑" in table
+    assert "| CascadeV (published for inter4k-200, not measured here) | 23.73 |" in table
+    assert "30 frames per second" in table
+
+
+def test_what_the_numbers_depend_on_stands_below_the_table(evaluate, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    results = evaluate("--metrics", "psnr", "lpips_alex", "rfvd", models=["previewer"])
+    text = (tmp_path / "out" / "results.md").read_text()
+    table = [line.split(" | ") for line in text.splitlines() if line.startswith("|")]
+    column = table[0].index("LPIPS (alex) ↓")
+    assert [line[column] for line in table[2:4]] == ["missing", "missing"]
+    assert "LPIPS (alex) is missing: alexnet-owt-7be5be79.pth is not there; fetch it: " in text
+    if results["metrics"]["rfvd"]["missing"]:  # a package that few have takes no column
+        assert not any("rFVD" in cell for cell in table[0])
+        assert "rFVD is missing: " in text
+    for needed in ("data range: [0, 1]", "antialiasing", "whole frame", "at most 16", "torch 2"):
+        assert needed in text
+    compressor = results["models"]["previewer"]["made_with"]["weights"]["compressor"]
+    assert f"weights.compressor {compressor}" in text
+    assert compressor in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_vbench_joins_the_table_and_stays(evaluate, tmp_path):
+    name = "vbench_temporal_flickering"
+    results = evaluate("--vbench", "temporal_flickering", models=["bicubic"])
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "VBench temporal flickering ↑" in text
+    if missing() is not None:
+        assert name not in results["models"]["bicubic"]["means"]
+        assert "VBench is not installed; bash scripts/install_vbench.sh" in text
+        return
+    score = results["models"]["bicubic"]["means"][name]
+    assert 0.5 < score < 1
+    assert evaluate(models=["bicubic"])["models"]["bicubic"]["means"][name] == score
+
+
+def readme_command() -> list[str]:
+    """The arguments of the command that made the README's table."""
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    return shlex.split(re.search(r"^\S+ tools/evaluate\.py (.+)$", text, re.MULTILINE)[1])
+
+
+@pytest.mark.parametrize(
+    "size", [(3, 128), pytest.param((16, 404), marks=pytest.mark.slow)], ids=["small", "whole"]
+)
+def test_the_command_of_the_readme_on_the_example_clip(commands, tmp_path, monkeypatch, size):
+    num_frames, height = size
+    clip = read_video(ROOT / "example" / "city.mp4", num_frames=num_frames)
+    folder = tmp_path / "my_clips"
+    folder.mkdir()
+    with VideoWriter(folder / "city.mp4", clip.fps) as writer:
+        writer.write(resize_short_edge(clip.video, height))
+    monkeypatch.chdir(tmp_path)
+    commands.ok("evaluate", *readme_command(), "--device", "cpu")
+    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    assert len(results["models"]) >= 6
+    for model in results["models"].values():
+        assert list(model["videos"]) == ["city"]
+        assert model["means"]["psnr"] > 15
+    for name in results["models"]:
+        assert f"| {name} |" in readme
+    assert (tmp_path / "results" / "report.html").is_file()
 
 
 def test_a_second_run_measures_only_what_is_missing(evaluate, tmp_path):
@@ -153,7 +238,7 @@ def test_only_broken_videos(commands, tmp_path):
     given = ("--videos", tmp_path, "--output", tmp_path / "out", *SMALL)
     result = commands("evaluate", *given)
     assert result.code == 2
-    assert "none of the 1 videos" in result.err.splitlines()[-1]
+    assert "none of 1 video can" in result.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -164,12 +249,25 @@ def test_only_broken_videos(commands, tmp_path):
         (("--protocol", "x"), "inter4k-200"),
         (("--part", "3/2"), "1/4"),
         (("--sampler", "x"), "euler_a"),
+        (("--videos", "/nowhere"), "videos: /nowhere does not exist"),
+        (("--vbench", "flickering"), "temporal_flickering"),
+        (("--dino", "/nowhere"), "--dino: /nowhere is not a folder of transformers"),
     ],
 )
 def test_mistakes(commands, videos, tmp_path, options, message):
     given = ("--videos", videos, "--output", tmp_path / "out", "--device", "cpu")
     error = commands.refused("evaluate", *given, *options)
     assert re.search(message, error), error
+
+
+def test_a_model_that_cannot_be_built_is_refused_before_any_is_measured(commands, videos, tmp_path):
+    given = ("--videos", videos, "--output", tmp_path / "out", *SMALL)
+    (tmp_path / "empty").mkdir()
+    error = commands.refused(
+        "evaluate", "bicubic", *given, "--models", f"diffusers:{tmp_path / 'empty'}"
+    )
+    assert "cannot be loaded" in error
+    assert not times(tmp_path)
 
 
 def test_parts_make_a_whole(evaluate, tmp_path):

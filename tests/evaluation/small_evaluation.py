@@ -11,6 +11,7 @@ from torch import Tensor
 from diffusion.data.transforms import resize
 from diffusion.data.video_io import VideoWriter, read_video
 from diffusion.evaluation.metrics import METRICS, psnr, ssim
+from diffusion.evaluation.results import costs
 
 Codec = Callable[[Tensor, Path], tuple[Tensor, int]]  # (3, F, H, W) -> its like, and the bits
 
@@ -75,7 +76,14 @@ def evaluate(folder: Path, videos: Mapping[str, Tensor], codecs: Mapping[str, Co
         }
         facts = {"spatial_compression": 8, "temporal_compression": 1, "channels": 12}
         facts |= {"values_per_pixel": 12 / 64, "bits_per_pixel": 3.0, "parameters": 0}
-        models[spec] = {"facts": facts, "videos": entries, "means": means}
+        models[spec] = {
+            "facts": facts,
+            "made_with": {"weights": spec[::-1]},
+            "videos": entries,
+            "failed": {},
+            "means": means,
+            "costs": costs(entries),
+        }
     return {
         "protocol": {"name": "small", "size": "native", "resize": {"filter": "bicubic"}},
         "environment": {"torch": torch.__version__},

@@ -1,8 +1,10 @@
 import json
 
 import autoencoders
+import diffusers
 import pytest
 import torch
+import transformers
 from video_files import moving_frames
 
 from diffusion.config import load_config
@@ -188,6 +190,58 @@ def test_the_parts_of_a_cascade(tiny_config):
     assert vae.encode(clip).bits == 16 * 4 * 3 * (9 * 12)
     assert cascade.facts() | {"parameters": 0} == preview.facts() | {"parameters": 0}
     assert vae.facts()["values_per_pixel"] == 4 / 64
+
+
+class TestStableCascade:
+    @pytest.fixture(scope="class")
+    def folder(self, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("stable-cascade")
+        autoencoders.save_stable_cascade(folder)
+        return folder
+
+    def test_its_latents_become_pictures_of_the_size_that_was_encoded(self, folder):
+        codec = build_codec(f"stablecascade:{folder}")
+        clip = video(2, 70, 96)
+        encoded = codec.encode(clip)
+        assert encoded.data.shape == (1, 16, 2, 3, 3)  # 70 rows become 96
+        decoded = codec.decode(encoded)
+        assert decoded.shape == clip.shape
+        assert decoded.abs().max() <= 1
+        assert decoded.std() > 0
+        assert torch.equal(codec.decode(encoded), decoded)
+        facts = codec.facts()
+        assert facts["values_per_pixel"] == 16 / 1024
+        assert facts["parameters"] > 20e6  # EfficientNetV2-S has its own size
+
+    def test_it_is_the_pipeline_on_the_encoders_latents(self, folder):
+        codec = build_codec(f"stablecascade:{folder}")
+        encoded = codec.encode(video(1, 64, 96))
+        parts = {
+            name: kind.from_pretrained(folder, subfolder=name)
+            for name, kind in (
+                ("decoder", diffusers.StableCascadeUNet),
+                ("scheduler", diffusers.DDPMWuerstchenScheduler),
+                ("tokenizer", transformers.CLIPTokenizer),
+                ("text_encoder", transformers.CLIPTextModelWithProjection),
+            )
+        }
+        # 3 x 2 latents are 24 x 16 of the VQGAN's, which are 96 x 64 pixels.
+        own = diffusers.StableCascadeDecoderPipeline(
+            **parts, vqgan=codec.pipeline.vqgan, latent_dim_scale=8.0
+        )(
+            encoded.data[:, :, 0].float(),
+            prompt="",
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+        ).images
+        torch.testing.assert_close(codec.decode(encoded)[:, :, 0], 2 * own - 1)
+
+    def test_what_is_not_there_is_named(self, folder, tmp_path):
+        with pytest.raises(UserError, match=r"effnet_encoder\.safetensors.*download\.sh"):
+            build_codec(f"stablecascade:{tmp_path}")
+        (tmp_path / "effnet_encoder.safetensors").symlink_to(folder / "effnet_encoder.safetensors")
+        with pytest.raises(UserError, match="cannot be loaded"):
+            build_codec(f"stablecascade:{tmp_path}")
 
 
 def test_what_a_result_depends_on(tiny_config):

@@ -42,11 +42,15 @@ def test_inter4k_is_taken_in_numeric_order_from_its_uhd_folder(inter4k):
     assert numbers(replace(SMALL, num_videos=4).select(inter4k)) == [1, 2, 9, 10]
 
 
-def test_fewer_videos_than_the_protocol_names_are_said(inter4k, caplog):
+def test_videos_that_are_not_there_are_said(inter4k, caplog):
     SMALL.select(inter4k)
-    assert "inter4k-200: measures 200 videos, and only 5 were given" in caplog.text
+    assert "inter4k-200: measures 1.mp4 to 200.mp4, and 3.mp4, 4.mp4, 5.mp4 and 192" in caplog.text
     caplog.clear()
-    replace(SMALL, num_videos=5).select(inter4k)
+    # As many as wanted, but 9 is not 3.
+    assert numbers(replace(SMALL, num_videos=3).select(inter4k)) == [1, 2, 9]
+    assert "and 3.mp4 are not there" in caplog.text
+    caplog.clear()
+    replace(SMALL, num_videos=2).select(inter4k)
     assert not caplog.text
 
 
@@ -130,7 +134,7 @@ def test_a_protocol_says_everything_in_json(protocol):
 def test_the_published_preset():
     facts = INTER4K_200.describe()
     assert facts["size"] == "short edge 1024, central square"
-    assert facts["frames"] == "all from frame 0, 30 frames per second, by timestamps"
+    assert facts["frames"] == "all frames from frame 0, 30 frames per second, by timestamps"
     assert facts["num_videos"] == 200
 
 
