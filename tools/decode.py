@@ -25,27 +25,44 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # not above: --help need not wait for torch
-    from diffusion.app.reconstruct import check_latents, load_latents_of, without_padding
+    from diffusion.app.processes import output_folder, sharing
+    from diffusion.app.reconstruct import (
+        CHUNK,
+        check_latents,
+        decode_pieces,
+        open_latents_of,
+        without_padding,
+    )
     from diffusion.app.stages import Stages
+    from diffusion.app.unfinished import UnfinishedRun, run_key
     from diffusion.data.video_io import VideoWriter
-    from diffusion.pipelines.builder import build_cascade
+    from diffusion.pipelines.builder import build_cascade, weights_of
 
-    stages = Stages()
     config = read_config(args)
     sampling = sampling_options(args)
     devices = device_options(args)
     output = output_file(args.output, ".mp4")
-    latents, info = load_latents_of(args.latents, config)
+    latents = open_latents_of(args.latents, config)
     pipeline = build_cascade(config, weights=args.weights, **devices)
-    check_latents(args.latents, latents, info, pipeline)
+    check_latents(latents, pipeline)
     make_folder(output.parent)
-    with stages("denoise"):
-        vae_latents = pipeline.restore(latents, **sampling)
-    with stages("decode"):
-        video = without_padding(pipeline.decode_vae(vae_latents), info)
-    with VideoWriter(output, info.fps) as writer:
-        writer.write(video)
-    print(f"{output}: {video.shape[1]} frames of {video.shape[3]}x{video.shape[2]}")
+    key = run_key(config, weights_of(config, args.weights), args.latents, **devices, **sampling)
+    with (
+        sharing(pipeline) as is_first,
+        UnfinishedRun(
+            output.with_name(f".{output.name}.unfinished"), key, writes=is_first
+        ) as unfinished,
+        output_folder(output.parent, is_first) as folder,
+        VideoWriter(folder / output.name, latents.info.fps) as writer,
+    ):
+        pieces = ((piece, None) for piece in latents.chunks(CHUNK))
+        frames, size = latents.shape[2], (latents.info.height, latents.info.width)
+        decoded = decode_pieces(pipeline, pieces, size, frames, unfinished, Stages(), **sampling)
+        for video in decoded:
+            writer.write(without_padding(video, latents.info))
+    if is_first:
+        width, height = writer.size
+        print(f"{output}: {frames} frames of {width}x{height}")
 
 
 if __name__ == "__main__":

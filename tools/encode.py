@@ -26,24 +26,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # not above: --help need not wait for torch
-    from diffusion.app.clip import read_clip
-    from diffusion.app.reconstruct import encode_clip
+    from diffusion.app.clip import open_clip
+    from diffusion.app.reconstruct import encode_chunks, latents_info
     from diffusion.app.stages import Stages
-    from diffusion.data.latents import save_latents
+    from diffusion.data.latents import LatentsWriter
     from diffusion.pipelines.builder import build_cascade
 
     stages = Stages()
     config = read_config(args)
     devices = device_options(args)
     output = output_file(args.output, ".safetensors")
-    with stages("read"):
-        clip = read_clip(args.video, clip_options(args, config))
+    clip = open_clip(args.video, clip_options(args, config))
     pipeline = build_cascade(config, weights=args.weights, only=("compressor",), **devices)
     make_folder(output.parent)
-    with stages("encode"):
-        latents, info = encode_clip(pipeline, clip, config["model_id"])
-    save_latents(output, latents, info)
-    print(f"{output}: {list(latents.shape)}, {output.stat().st_size} bytes")
+    info, shape = latents_info(pipeline, clip, config["model_id"])
+    with LatentsWriter(output, shape, info) as writer:
+        for _, latents in encode_chunks(pipeline, clip, stages):
+            writer.write(latents)
+    print(f"{output}: {list(shape)}, {output.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

@@ -33,10 +33,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # not above: --help need not wait for torch
-    from diffusion.app.clip import read_clip
-    from diffusion.app.reconstruct import OUTPUTS, measure, reconstruct, write_json, write_results
+    from diffusion.app.clip import open_clip
+    from diffusion.app.processes import output_folder, sharing
+    from diffusion.app.reconstruct import OUTPUTS, Reconstruction, write_json
     from diffusion.app.stages import Stages
     from diffusion.app.table import print_results
+    from diffusion.app.unfinished import UnfinishedRun, run_key
     from diffusion.pipelines.builder import build_cascade, weights_of
 
     stages = Stages()
@@ -44,19 +46,27 @@ def main(args: argparse.Namespace) -> None:
     sampling = sampling_options(args)
     devices = device_options(args)
     with stages("read"):
-        clip = read_clip(args.video, clip_options(args, config))
+        clip = open_clip(args.video, clip_options(args, config))
     with stages("load"):
         pipeline = build_cascade(config, weights=args.weights, **devices)
+    weights = weights_of(config, args.weights)
     folder = make_folder(args.output_dir or Path("outputs") / Path(args.video).stem)
-    result = reconstruct(pipeline, clip, config["model_id"], stages, **sampling)
-    with stages("write"):
-        write_results(result, folder)
+    key = run_key(config, weights, args.video, **devices, **sampling, clip=clip)
+    with (
+        sharing(pipeline) as is_first,
+        UnfinishedRun(folder / ".unfinished", key, writes=is_first) as unfinished,
+        output_folder(folder, is_first) as own_folder,
+    ):
+        result = Reconstruction(pipeline, clip, config["model_id"], own_folder, stages)
+        measured = result.run(unfinished, **sampling)
+    if not is_first:
+        return
     metrics = {
-        **measure(result, pipeline),
+        **measured,
         "latents_bytes": (folder / "latents.safetensors").stat().st_size,
         "seconds": stages.seconds,
         "config": str(args.config),
-        "weights": {name: str(path) for name, path in weights_of(config, args.weights).items()},
+        "weights": {name: str(path) for name, path in weights.items()},
         "device": str(pipeline.device),
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         **sampling,

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusion.app.stages import peak_memory_mb
 from diffusion.models.weights import load_weights
 from diffusion.pipelines.builder import PARTS, assemble, build_part, weights_of
-from diffusion.pipelines.cascade import CascadePipeline, round_up
+from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.padding import round_up
 
 RANDOM = "random"
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}

@@ -1,8 +1,12 @@
 """The clip that a user asked for, as the cascade gets it."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from torch import Tensor
 
 from diffusion.data.transforms import (
     crop_square,
@@ -11,7 +15,7 @@ from diffusion.data.transforms import (
     to_float,
     to_uint8,
 )
-from diffusion.data.video_io import Clip, VideoReader, read_video
+from diffusion.data.video_io import VideoReader
 
 
 @dataclass(frozen=True)
@@ -33,27 +37,48 @@ class ClipOptions:
     published_preprocess: bool = False
 
 
-def read_clip(path: str | Path, options: ClipOptions) -> Clip:
-    """The part of the video that `options` name. Raises VideoError if it cannot be had."""
-    clip = read_video(
-        path,
-        start=options.start,
-        num_frames=options.num_frames or limited_frames(path, options),
-        frame_stride=options.frame_stride,
-    )
-    video = crop_square(clip.video) if options.square else clip.video
+@dataclass(frozen=True)
+class ClipSource:
+    """The part of a video that `options` name, read in pieces, as often as one likes.
+
+    fps: after frame_stride. height, width: as the options make them.
+    """
+
+    path: Path
+    options: ClipOptions
+    num_frames: int
+    fps: float
+    height: int
+    width: int
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        """Videos (3, f, H, W) in [-1, 1] with f = size, the last one with what is left.
+
+        Raises VideoError if the video turns out to be damaged.
+        """
+        options = self.options
+        with VideoReader(self.path) as reader:
+            for frames in reader.chunks(size, options.start, self.num_frames, options.frame_stride):
+                yield prepare(frames, options)
+
+
+def open_clip(path: str | Path, options: ClipOptions) -> ClipSource:
+    """Look at the video's beginning and length. Raises VideoError if the clip cannot be had."""
+    with VideoReader(path) as reader:
+        left = math.ceil((reader.count_frames() - options.start) / options.frame_stride)
+        num_frames = options.num_frames or min(left, options.max_frames or left)
+        first = next(reader.chunks(1, options.start, max(1, num_frames), options.frame_stride))
+        fps = reader.info.fps / options.frame_stride
+    height, width = prepare(first, options).shape[-2:]
+    return ClipSource(Path(path), options, num_frames, fps, height, width)
+
+
+def prepare(frames: np.ndarray, options: ClipOptions) -> Tensor:
+    """(F, H, W, 3) uint8 as read -> (3, F, h, w) in [-1, 1], of the size that `options` say."""
+    video = to_float(frames)
+    video = crop_square(video) if options.square else video
     short_edge = min(video.shape[-2:])
     size = options.size or min(short_edge, options.max_short_edge or short_edge)
     if options.published_preprocess:
-        frames = published_preprocess(to_uint8(video), size)
-        return Clip(to_float(frames), clip.fps)
-    return Clip(video if size == short_edge else resize_short_edge(video, size), clip.fps)
-
-
-def limited_frames(path: str | Path, options: ClipOptions) -> int | None:
-    """`max_frames` where the video has more; else None, which reads to a verified end."""
-    if options.max_frames is None:
-        return None
-    with VideoReader(path) as reader:
-        left = math.ceil((reader.count_frames() - options.start) / options.frame_stride)
-    return options.max_frames if left > options.max_frames else None
+        return to_float(published_preprocess(to_uint8(video), size))
+    return video if size == short_edge else resize_short_edge(video, size)

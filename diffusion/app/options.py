@@ -98,9 +98,9 @@ def read_config(args: argparse.Namespace) -> Mapping[str, Any]:
 
 def device_options(args: argparse.Namespace) -> "dict[str, torch.device | torch.dtype]":
     """Arguments `device` and `dtype` of whatever computes."""
-    from diffusion.utils.devices import choose_device, choose_dtype
+    from diffusion.utils.devices import choose_device, choose_dtype, own_device
 
-    device = choose_device(args.device)
+    device = own_device(choose_device(args.device))
     return {"device": device, "dtype": choose_dtype(args.dtype, device)}
 
 

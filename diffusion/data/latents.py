@@ -1,9 +1,13 @@
 """Latents files: a compressed video, or what another model generated, as safetensors."""
 
 import json
+import math
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -55,36 +59,115 @@ def save_latents(
         raise UserError(f"{path}: not written, the latents hold values that are not finite")
     if latents.abs().max() > torch.finfo(dtype).max:
         dtype = torch.float32
-    header = {name: json.dumps(value) for name, value in asdict(metadata).items()}
-    header |= {"kind": KIND, "format_version": str(FORMAT_VERSION), "dtype": str(dtype)}
+    header = _metadata(metadata, dtype)
     stored = latents.detach().to("cpu", dtype).contiguous()
     with replacing(path) as partial:
         save_file({"latents": stored}, partial, metadata=header)
 
 
-def load_latents(path: str | os.PathLike[str]) -> tuple[Tensor, LatentsInfo]:
-    """Latents (1, C, F, h, w) as float32, and what the file says about them."""
-    path = Path(path)
-    try:
-        if not path.is_file():
-            raise UserError(f"{path}: there is no such latents file")
-        with safe_open(path, framework="pt") as file:
+class LatentsWriter:
+    """A latents file that is written piece by piece, with its name only when it is complete.
+
+        with LatentsWriter("x.safetensors", (1, 16, 300, 16, 20), info) as writer:
+            for piece in pieces:  # (1, C, f, h, w)
+                writer.write(piece)
+
+    After an exception nothing is left.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], shape: Sequence[int], metadata: LatentsInfo):
+        """shape: of the whole, (1, C, F, h, w)."""
+        self.path, self.shape, self.num_frames = Path(path), tuple(shape), 0
+        self._header = _file_header(self.shape, metadata)
+
+    def __enter__(self) -> "LatentsWriter":
+        with ExitStack() as stack:
+            partial = stack.enter_context(replacing(self.path))
+            self._file = stack.enter_context(partial.open("wb"))
+            self._file.write(self._header)
+            self._closing = stack.pop_all()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._closing.__exit__(*error)
+
+    def write(self, latents: Tensor) -> None:
+        """Append (1, C, f, h, w)."""
+        _, channels, frames, *sides = self.shape
+        values = latents.detach().to("cpu", torch.float16)
+        if not values.isfinite().all():
+            raise UserError(f"{self.path}: not written, some latents are not finite in float16")
+        frame_bytes = 2 * math.prod(sides)
+        for channel in range(channels):
+            position = (channel * frames + self.num_frames) * frame_bytes
+            self._file.seek(len(self._header) + position)
+            self._file.write(values[0, channel].contiguous().numpy().tobytes())
+        self.num_frames += latents.shape[2]
+
+
+class LatentsReader:
+    """A latents file, of which as much is read as is asked for. Opening it checks its header.
+
+    info: what the file says about the video. shape: (1, C, F, h, w).
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        with self._opened() as file:
             header = file.metadata() or {}
             if header.get("kind") != KIND or list(file.keys()) != ["latents"]:
-                raise UserError(f"{path}: is a safetensors file, but does not hold latents")
+                raise UserError(f"{self.path}: is a safetensors file, but does not hold latents")
             if header.get("format_version") != str(FORMAT_VERSION):
                 raise UserError(
-                    f"{path}: has format version {header.get('format_version')}, this program "
-                    f"reads {FORMAT_VERSION}; update it"
+                    f"{self.path}: has format version {header.get('format_version')}, this "
+                    f"program reads {FORMAT_VERSION}; update it"
                 )
-            latents = file.get_tensor("latents").float()
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as latents ({_one_line(error)})") from error
-    if latents.ndim != 5 or len(latents) != 1 or not latents.numel():
-        raise UserError(f"{path}: latents of shape {tuple(latents.shape)}, not (1, C, F, h, w)")
-    if not latents.isfinite().all():
-        raise UserError(f"{path}: holds values that are not finite")
-    return latents, _parse_info(path, header)
+            self.shape = tuple(file.get_slice("latents").get_shape())
+        if len(self.shape) != 5 or self.shape[0] != 1 or not math.prod(self.shape):
+            raise UserError(f"{self.path}: latents of shape {self.shape}, not (1, C, F, h, w)")
+        self.info = _parse_info(self.path, header)
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        """(1, C, f, h, w) as float32 with f = size, the last one with what is left."""
+        with self._opened() as file:
+            stored = file.get_slice("latents")
+            for start in range(0, self.shape[2], size):
+                latents = stored[:, :, start : start + size].float()
+                if not latents.isfinite().all():
+                    raise UserError(f"{self.path}: holds values that are not finite")
+                yield latents
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        try:
+            if not self.path.is_file():
+                raise UserError(f"{self.path}: there is no such latents file")
+            with safe_open(self.path, framework="pt") as file:
+                yield file
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{self.path}: cannot be read as latents ({_one_line(error)})"
+            ) from error
+
+
+def load_latents(path: str | os.PathLike[str]) -> tuple[Tensor, LatentsInfo]:
+    """Latents (1, C, F, h, w) as float32, and what the file says about them."""
+    reader = LatentsReader(path)
+    (latents,) = reader.chunks(reader.shape[2])
+    return latents, reader.info
+
+
+def _file_header(shape: tuple[int, ...], metadata: LatentsInfo) -> bytes:
+    """The beginning of a safetensors file of float16 latents: what lies before the values."""
+    entry = {"dtype": "F16", "shape": shape, "data_offsets": [0, 2 * math.prod(shape)]}
+    text = json.dumps({"__metadata__": _metadata(metadata, torch.float16), "latents": entry})
+    text += -len(text) % 8 * " "  # values begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text.encode()
+
+
+def _metadata(metadata: LatentsInfo, dtype: torch.dtype) -> dict[str, str]:
+    header = {name: json.dumps(value) for name, value in asdict(metadata).items()}
+    return header | {"kind": KIND, "format_version": str(FORMAT_VERSION), "dtype": str(dtype)}
 
 
 def _parse_info(path: Path, header: dict[str, str]) -> LatentsInfo:

@@ -18,7 +18,7 @@ from diffusion.evaluation.codec import (
     weights_digest,
 )
 from diffusion.pipelines.builder import PARTS, build_cascade
-from diffusion.pipelines.cascade import pad_reflect
+from diffusion.pipelines.padding import pad_reflect
 
 # What a result depends on beside the networks' weights; the rest of a config is about training.
 KEYS = (*PARTS, "model_id", "noise", "conditioning", "cascade")

@@ -24,7 +24,7 @@ from diffusion.evaluation.codec import (
 )
 from diffusion.models.compact import LinearBlocks
 from diffusion.pipelines.builder import load_parts
-from diffusion.pipelines.cascade import pad_reflect
+from diffusion.pipelines.padding import pad_reflect
 from diffusion.utils.errors import UserError
 from diffusion.utils.frames import map_frames
 

@@ -20,7 +20,8 @@ from diffusion.evaluation.codec import (
     store,
     weights_digest,
 )
-from diffusion.pipelines.cascade import inference, pad_reflect
+from diffusion.pipelines.cascade import inference
+from diffusion.pipelines.padding import pad_reflect
 from diffusion.utils.errors import UserError, WeightsError
 from diffusion.utils.frames import map_frames
 

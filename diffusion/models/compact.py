@@ -232,6 +232,7 @@ class CompactVAE(nn.Module):
 
     temporal_compression = 1
     scaling_factor, shift_factor = 1.0, 0.0
+    decode_overlap = 0  # frames are decoded alone
 
     def __init__(
         self,
@@ -248,7 +249,7 @@ class CompactVAE(nn.Module):
         super().__init__()
         self.latent_channels = latent_channels
         self.posterior_std = posterior_std
-        self.frames_per_chunk = frames_per_chunk
+        self.frames_per_chunk = self.decode_chunk = frames_per_chunk
         conv = ("conv", "conv")
         self.encoder = BlockEncoder(latent_channels, stem, encoder_channels, encoder_depths, conv)
         self.decoder = BlockDecoder(latent_channels, stem, decoder_channels, decoder_depths, conv)

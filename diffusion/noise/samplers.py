@@ -1,4 +1,4 @@
-"""Samplers by name, as diffusers schedulers, and the one loop that runs them."""
+"""Samplers by name, as diffusers schedulers, and what they step: x_t on its way to data."""
 
 import copy
 from collections.abc import Callable
@@ -18,10 +18,6 @@ from torch import Tensor
 
 from diffusion.registry import nearest
 from diffusion.utils.errors import ConfigError
-from diffusion.utils.progress import track
-
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""x_t (B, C, F, H, W), timestep (B,) -> prediction (B, C, F, H, W), without variance channels."""
 
 PUBLISHED_DPM_END: Final = 0.001
 """Time, of which 1 is pure noise, at which the published DPM-Solver++ stops."""
@@ -68,26 +64,62 @@ def build_sampler(
     return sampler
 
 
-@torch.no_grad()
-def denoise(
-    predict: Denoiser,
-    sampler: SchedulerMixin,
-    noise: Tensor,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Noise of unit variance (B, C, F, H, W) -> latents of the same shape, in float32.
+class Trajectory:
+    """x_t on its way from noise to data, one sampler step after the other.
 
-    The noise of stochastic samplers comes from `generator`. `sampler` is left as it was.
+    Steps are the same for every value whatever its neighbours, so that a clip can be cut into
+    trajectories that take their steps at different moments.
     """
-    sampler = copy.deepcopy(sampler)  # schedulers count their steps and remember predictions
-    # a flow starts from unit noise, and its x_t need no scaling
-    is_flow = isinstance(sampler, FlowMatchEulerDiscreteScheduler)
-    x = noise.float() if is_flow else noise.float() * sampler.init_noise_sigma
-    for t in track(sampler.timesteps):
-        timestep = t.to(x.device).expand(len(x))
-        prediction = predict(x if is_flow else sampler.scale_model_input(x, t), timestep)
-        x = sampler.step(prediction.float(), t, x, generator=generator).prev_sample
-    return x
+
+    def __init__(
+        self,
+        sampler: SchedulerMixin,
+        noise: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ):
+        """noise: (N, ...) of unit variance. `sampler` is left as it was.
+
+        generator: of the noise of stochastic samplers; a list has one for each of the N.
+        """
+        # schedulers count their steps and remember predictions
+        self.sampler = copy.deepcopy(sampler)
+        self.generator = generator
+        # a flow starts from unit noise, and its x_t need no scaling
+        self.is_flow = isinstance(sampler, FlowMatchEulerDiscreteScheduler)
+        self.x = noise.float() if self.is_flow else noise.float() * sampler.init_noise_sigma
+        self.steps_done = 0
+
+    @property
+    def timestep(self) -> Tensor:
+        """Of the next step: a number."""
+        return self.sampler.timesteps[self.steps_done]
+
+    def model_input(self) -> Tensor:
+        """(N, ...): x_t as the network expects it."""
+        return self.x if self.is_flow else self.sampler.scale_model_input(self.x, self.timestep)
+
+    @torch.no_grad()
+    def step(self, prediction: Tensor) -> None:
+        """prediction: (N, ...), the network's answer to `model_input`."""
+        result = self.sampler.step(
+            prediction.float(), self.timestep, self.x, generator=self.generator
+        )
+        self.x = result.prev_sample
+        self.steps_done += 1
+
+
+def frame_generators(seed: int, frames: range, batch: int = 1) -> list[torch.Generator]:
+    """One for every frame of every video, in the order (b f).
+
+    On the CPU, so that a seed is the same noise on every device; a function of nothing but the
+    seed, the video and the frame's number, so that a clip need not be held to draw its noise.
+    """
+    generators = []
+    for video in range(batch):
+        for frame in frames:
+            word = np.random.SeedSequence((seed, video, frame)).generate_state(1, np.uint64)[0]
+            generators.append(torch.Generator().manual_seed(int(word)))
+    return generators
 
 
 def _euler_ancestral(steps: int, published: bool, process: dict) -> SchedulerMixin:

@@ -36,6 +36,10 @@ class Conditioning:
         upsampled = resize_bilinear(semantic, (height, width)) * self.scale
         return torch.cat([upsampled, base], dim=1) if self.uses_base else upsampled
 
+    def base_of(self, joined: Tensor) -> Tensor | None:
+        """The base that `join` was given."""
+        return joined[:, -len(self.residual_std) :] if self.uses_base else None
+
     def to_x0(self, vae_latents: Tensor, base: Tensor | None) -> Tensor:
         return (vae_latents - base) / self._std(base) if self.uses_base else vae_latents
 

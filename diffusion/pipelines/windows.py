@@ -1,10 +1,10 @@
-"""Running a network that knows one size over clips of any size, in overlapping windows.
+"""How time, rows and columns are cut into overlapping spans, and how tiles of frames are blended.
 
-Time, rows and columns are cut and blended alike: Spans say how one axis is covered, and a whole
-clip takes three. Inside each step of a sampler this blends predictions, not finished results.
+Inside each step of a sampler this blends predictions, not finished results: spans agree where they
+meet. Time, of which not all is there at once, is blended in streams.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
 from math import ceil
@@ -15,7 +15,13 @@ from einops import rearrange
 from torch import Tensor
 
 from diffusion.utils.errors import ConfigError
-from diffusion.utils.windows import span_weights
+from diffusion.utils.windows import span_starts, span_weights
+
+Units = list[tuple[Tensor, ...]]
+"""What a network is to be run on: the inputs of one call each."""
+
+Runner = Callable[[Callable[..., Tensor], Units], Iterable[Tensor]]
+"""Runs a network on units, wherever it does so; results come in the units' order."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +36,54 @@ class Spans:
     weights: Tensor
 
     @property
+    def length(self) -> int:
+        return self.starts[-1] + self.window
+
+    @property
     def slices(self) -> list[slice]:
         return [slice(start, start + self.window) for start in self.starts]
 
+    @property
+    def segments(self) -> list[tuple[int, int]]:
+        """(start, stop) of what lies between the starts of two spans, up to the end.
 
-class Windows(NamedTuple):
-    """Spans of a whole clip: every combination is a window."""
+        A span ends the work on the segment that begins with it.
+        """
+        return list(zip(self.starts, [*self.starts[1:], self.length], strict=True))
 
-    time: Spans
+    def since(self, first: int) -> "Spans":
+        """Without the spans before `first`; the axis is numbered as before."""
+        return Spans(self.starts[first:], self.window, self.weights[first:])
+
+    def first_before(self, span: int) -> int:
+        """The first span that shares positions with this one."""
+        return next(i for i, s in enumerate(self.starts) if s + self.window > self.starts[span])
+
+    def scaled(self, factor: int) -> "Spans":
+        """The same cut of an axis that is `factor` times finer, with ramps as long."""
+        starts = [factor * start for start in self.starts]
+        window, length = factor * self.window, factor * self.length
+        return Spans(tuple(starts), window, span_weights(starts, window, length))
+
+
+class Tiles(NamedTuple):
+    """Spans of rows and of columns: every combination is a tile."""
+
     rows: Spans
     columns: Spans
+
+    @property
+    def regions(self) -> list[tuple]:
+        return [(..., *sides) for sides in product(self.rows.slices, self.columns.slices)]
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """(window, window) for every region."""
+        pairs = product(self.rows.weights, self.columns.weights)
+        return [rearrange(row, "h -> h 1") * column for row, column in pairs]
+
+    def scaled(self, factor: int) -> "Tiles":
+        return Tiles(self.rows.scaled(factor), self.columns.scaled(factor))
 
 
 def blended_spans(length: int, window: int, overlap: int, multiple: int = 1) -> Spans:
@@ -55,12 +99,18 @@ def blended_spans(length: int, window: int, overlap: int, multiple: int = 1) -> 
             f"windows of {window} cannot overlap by {overlap}; use 0 to {window - multiple}"
         )
     if length <= window:
-        return _whole(length)
+        return whole_span(length)
     room = length - window
     gaps = ceil(room / widest_gap)
     # rounding up keeps every gap within the widest one
     starts = [ceil(room * i / (gaps * multiple)) * multiple for i in range(gaps)] + [room]
     return Spans(tuple(starts), window, span_weights(starts, window, length))
+
+
+def chunk_spans(length: int, chunk: int, overlap: int) -> Spans:
+    """Time as `VideoVAE.decode` cuts it: the last chunk moves back to end at the last frame."""
+    starts = span_starts(length, chunk, overlap)
+    return Spans(tuple(starts), min(chunk, length), span_weights(starts, chunk, length))
 
 
 def published_windows(length: int, window: int) -> Spans:
@@ -71,7 +121,7 @@ def published_windows(length: int, window: int) -> Spans:
     """
     starts = _published_starts(length, window, window // 2)
     if length <= window:
-        return _whole(length)
+        return whole_span(length)
     return Spans(tuple(starts), window, _sequential_weights(starts, window, length, ramp=True))
 
 
@@ -79,40 +129,49 @@ def published_tiles(length: int, window: int) -> Spans:
     """Rows or columns as the published sampler cut them: each tile overwrites those before it."""
     starts = _published_starts(length, window, round(0.75 * window))
     if length <= window:
-        return _whole(length)
+        return whole_span(length)
     return Spans(tuple(starts), window, _sequential_weights(starts, window, length, ramp=False))
 
 
-def apply_in_windows(
-    net: Callable[..., Tensor], windows: Windows, *inputs: Tensor | None
-) -> Tensor:
-    """Run `net(*parts, origin=(frame, row, column))` on every window and blend what it returns.
+def whole_span(length: int) -> Spans:
+    return Spans((0,), length, torch.ones(1, length))
 
-    inputs: (B, C_i, F, H, W) each, or None which is passed on; `net` keeps the size and may change
-    the channels. -> (B, C, F, H, W). `origin` is where the window starts, in latents.
+
+def run_here(net: Callable[..., Tensor], units: Units) -> Iterable[Tensor]:
+    """One call after the other, each as its result is asked for."""
+    return (net(*unit) for unit in units)
+
+
+def apply_in_tiles(
+    net: Callable[..., Tensor],
+    units: Units,
+    tiles: Tiles,
+    tiles_out: Tiles | None = None,
+    run: Runner = run_here,
+) -> list[Tensor]:
+    """Run `net` on every tile of every unit, and blend what it returns: one result per unit.
+
+    units: tensors (..., H, W) that `tiles` covers. -> (..., H', W') that `tiles_out` covers; by
+    default the same. One tile changes nothing.
     """
-    if all(len(spans.starts) == 1 for spans in windows):
-        return net(*inputs, origin=(0, 0, 0))
+    regions, tiles_out = tiles.regions, tiles_out or tiles
+    if len(regions) == 1:
+        return list(run(net, units))
+    parts = [tuple(x[region] for x in unit) for unit in units for region in regions]
+    results = iter(run(net, parts))
+    return [_blend_tiles(results, tiles_out) for _ in units]
+
+
+def _blend_tiles(results: Iterable[Tensor], tiles: Tiles) -> Tensor:
+    """Takes as many results as there are tiles."""
     out = None
-    axes = (zip(spans.slices, spans.weights, strict=True) for spans in windows)
-    for (frames, time_weights), (rows, row_weights), (columns, column_weights) in product(*axes):
-        region = (..., frames, rows, columns)
-        parts = (x if x is None else x[region] for x in inputs)
-        part = net(*parts, origin=(frames.start, rows.start, columns.start))
+    # the results last, or zip would take one too many
+    for region, weights, part in zip(tiles.regions, tiles.weights, results, strict=False):
         if out is None:
-            size = [spans.starts[-1] + spans.window for spans in windows]
-            out = part.new_zeros(*part.shape[:2], *size, dtype=torch.float32)
-        weights = (
-            rearrange(time_weights, "f -> f 1 1")
-            * rearrange(row_weights, "h -> h 1")
-            * column_weights
-        )
+            size = (*part.shape[:-2], tiles.rows.length, tiles.columns.length)
+            out = part.new_zeros(size, dtype=torch.float32)
         out[region] += weights.to(part.device) * part
     return out.to(part.dtype)
-
-
-def _whole(length: int) -> Spans:
-    return Spans((0,), length, torch.ones(1, length))
 
 
 def _published_starts(length: int, window: int, step: int) -> list[int]:

@@ -10,7 +10,7 @@ from diffusion.config import resolve
 from diffusion.data.clips import Batch
 from diffusion.models.perceptual import PerceptualDistance, feature_distance
 from diffusion.models.weights import load_weights
-from diffusion.pipelines.cascade import pad_reflect
+from diffusion.pipelines.padding import pad_reflect
 from diffusion.training.draws import Draws
 from diffusion.training.losses import (
     FeatureDiscriminator,

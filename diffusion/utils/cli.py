@@ -13,7 +13,7 @@ from diffusion.utils.errors import UserError
 USER_ERROR = 2  # exit code of everything that the user can mend
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
-OUT_OF_MEMORY = "out of memory: lower --num-frames or --size, or `window` and `tile` in the config"
+OUT_OF_MEMORY = "out of memory: lower --size, or `memory_gb`, `tile` and `vae_tile` in the config"
 
 
 class CommandParser(argparse.ArgumentParser):

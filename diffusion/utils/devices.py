@@ -1,5 +1,7 @@
 """Which device, and which number format is fast on it."""
 
+import os
+
 import torch
 
 from diffusion.utils.errors import UserError
@@ -23,6 +25,13 @@ def choose_device(name: str = "auto") -> torch.device:
         raise UserError(
             f"--device {name}: there are only {torch.cuda.device_count()} CUDA devices, from cuda:0"
         )
+    return device
+
+
+def own_device(device: torch.device) -> torch.device:
+    """Of this one of several processes: a GPU each, unless `device` says which."""
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return device
 
 

@@ -25,7 +25,7 @@ METRICS = {
     *("latent_shape", "values_ratio", "latents_bytes", "seconds", "peak_memory_mb"),
     *("config", "weights", "steps", "sampler", "seed"),
 }
-STAGES = {"load", "read", "encode", "preview", "denoise", "decode", "write"}
+STAGES = {"load", "read", "encode", "preview", "denoise", "decode", "measure", "write"}
 
 
 @pytest.fixture

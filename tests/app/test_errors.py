@@ -373,13 +373,13 @@ def test_full_disk(tmp_path, write):
 @NEEDS_LINUX
 @pytest.mark.parametrize("size", [0, 500, 3000])
 def test_results_on_a_full_disk(commands, clip, tmp_path, monkeypatch, size):
-    write_results = app.write_results
+    run = app.Reconstruction.run
 
-    def write(*args):
+    def on_full_disk(*args, **options):
         with files_no_larger_than(size):
-            write_results(*args)
+            return run(*args, **options)
 
-    monkeypatch.setattr(app, "write_results", write)
+    monkeypatch.setattr(app.Reconstruction, "run", on_full_disk)
     folder = tmp_path / "out"
     line = commands.refused("reconstruct", clip, "--steps", 1, "--output-dir", folder)
     named = line.removeprefix("recon.sh: error: ").partition(": cannot be written")[0]
@@ -435,8 +435,14 @@ def memory_beyond_now(size):
 @NEEDS_LINUX
 def test_out_of_memory_on_the_cpu(refused, video):
     with memory_beyond_now(500 * 2**20):
-        line = refused(video, "--size", 4096)
+        line = refused(video, "--size", 2048)
     assert line == f"recon.sh: error: {OUT_OF_MEMORY}"
+
+
+def test_a_size_that_cannot_fit_says_what_would(refused, video):
+    line = refused(video, "--size", 8192, "--cfg-options", "cascade.memory_gb=2")
+    assert "frames of 8192x8192 pixels need" in line
+    assert " would fit" in line
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")])
@@ -444,9 +450,9 @@ def test_out_of_memory_elsewhere(refused, clip, monkeypatch, error):
     def allocate(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("diffusion.pipelines.cascade.CascadePipeline.restore", allocate)
+    monkeypatch.setattr("diffusion.pipelines.cascade.CascadePipeline._predict", allocate)
     line = refused(clip)
-    assert "out of memory: lower --num-frames or --size" in line
+    assert "out of memory: lower --size" in line
 
 
 def test_interrupt(clip, tiny_config, tmp_path):
@@ -475,19 +481,19 @@ def test_defects_of_ours_are_not_hidden(commands, clip, monkeypatch):
     def defect(*args, **kwargs):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr("diffusion.pipelines.cascade.CascadePipeline.restore", defect)
+    monkeypatch.setattr("diffusion.pipelines.cascade.CascadePipeline._predict", defect)
     with pytest.raises(RuntimeError, match="shapes"):
         commands("reconstruct", clip)
 
 
 def test_warnings_of_libraries_are_for_debugging(commands, clip, monkeypatch, tmp_path):
-    encode_clip = app.encode_clip
+    encode_chunks = app.encode_chunks
 
     def warn(*args):
         warnings.warn("old function", FutureWarning, stacklevel=1)
-        return encode_clip(*args)
+        return encode_chunks(*args)
 
-    monkeypatch.setattr(app, "encode_clip", warn)
+    monkeypatch.setattr(app, "encode_chunks", warn)
     options = (clip, "--steps", 1, "--output-dir", tmp_path / "o")
     assert commands.ok("reconstruct", *options).err == ""
     with pytest.warns(FutureWarning, match="old function"):

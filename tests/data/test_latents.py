@@ -5,7 +5,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffusion.data.latents import LatentsInfo, load_latents, save_latents
+from diffusion.data.latents import (
+    LatentsInfo,
+    LatentsReader,
+    LatentsWriter,
+    load_latents,
+    save_latents,
+)
 from diffusion.utils.errors import UserError
 
 INFO = LatentsInfo(
@@ -41,6 +47,31 @@ def test_round_trip(saved):
     assert got.dtype == torch.float32
     assert torch.equal(got, latents.half().float())
     assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5])
+def test_written_and_read_in_pieces(saved, tmp_path, chunk):
+    whole, latents = saved
+    with LatentsWriter(tmp_path / "y", latents.shape, INFO) as writer:
+        for piece in latents.split(chunk, dim=2):
+            writer.write(piece)
+        assert not (tmp_path / "y").exists()
+    got, info = load_latents(tmp_path / "y")
+    assert info == INFO
+    assert torch.equal(got, load_latents(whole)[0])
+    reader = LatentsReader(tmp_path / "y")
+    assert reader.shape == (1, 16, 5, 3, 4)
+    pieces = list(reader.chunks(chunk))
+    assert {piece.shape[2] for piece in pieces[:-1]} <= {chunk}
+    assert torch.equal(torch.cat(pieces, dim=2), got)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e6])
+def test_a_piece_that_cannot_be_stored_leaves_nothing(tmp_path, value):
+    writer = LatentsWriter(tmp_path / "x", (1, 16, 2, 1, 1), INFO)
+    with pytest.raises(UserError, match="not finite"), writer:
+        writer.write(torch.full((1, 16, 1, 1, 1), value))
+    assert os.listdir(tmp_path) == []
 
 
 def test_values_take_two_bytes_each(saved):

@@ -4,11 +4,12 @@ import golden_data
 import pytest
 import recipe
 import torch
+from denoising import denoise
 from golden_data import to_frames, to_video
 from golden_dit import build_dit
 
 from diffusion.noise.gaussian import BETA_SCHEDULES, PREDICTION_TYPES, GaussianDiffusion
-from diffusion.noise.samplers import SAMPLERS, build_sampler, denoise
+from diffusion.noise.samplers import SAMPLERS, build_sampler
 from diffusion.utils.errors import ConfigError
 
 NAMES = {"EulerA": "euler_a", "DDIM": "ddim", "DPMS": "dpmpp"}

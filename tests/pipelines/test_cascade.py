@@ -72,7 +72,7 @@ def test_published_condition(published):
 def test_published_restoration(published, golden_frequencies, monkeypatch):
     meta, t, pipeline = published
     recorded = iter(t["step_noise"])
-    monkeypatch.setattr(EULER_NOISE, lambda *_, **__: to_video(next(recorded), 8))
+    monkeypatch.setattr(EULER_NOISE, lambda *_, **__: next(recorded))
     restored = pipeline.restore(
         t["evae_latents"], steps=meta["steps"], noise=to_video(t["z"], num_frames=8)
     )
@@ -169,9 +169,9 @@ def test_tiles_cover_every_position():
         return condition[:, :4]
 
     pipeline.refiner.forward = predict_condition
-    condition = torch.randn(1, 20, 6, 20, 12)
-    predict = pipeline._denoiser(condition)
-    out = predict(torch.randn(1, 4, 6, 20, 12), torch.tensor([500]))
+    condition = torch.randn(1, 20, 4, 20, 12)
+    units = [(torch.randn(1, 4, 4, 20, 12), condition)]
+    (out,) = pipeline._predict(units, torch.tensor(500), is_image=False)
     torch.testing.assert_close(out, condition[:, :4])
     assert set(seen) == {(8, 8)}
     assert len(seen) > 4
@@ -226,3 +226,35 @@ def test_conditioning_inverts():
     x0 = conditioning.to_x0(latents, base)
     torch.testing.assert_close(conditioning.from_x0(x0, base), latents)
     torch.testing.assert_close(x0[:, 1], (latents - base)[:, 1] / 0.5)
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 11, 20])
+@pytest.mark.parametrize("chunk", [1, 5])
+def test_streams_give_what_whole_clips_give(length, chunk):
+    pipeline, latents = tiny_cascade(), torch.randn(1, 16, length, 2, 3)
+    whole = pipeline.restore(latents, steps=3, seed=5)
+    pieces = ((part, None) for part in latents.split(chunk, dim=2))
+    stream = pipeline.restore_stream(pieces, length, steps=3, seed=5)
+    # the previewer rounds differently for another number of frames
+    torch.testing.assert_close(torch.cat(list(stream), dim=2), whole)
+    decoded = pipeline.decode_vae_stream(whole.split(chunk, dim=2), length)
+    assert torch.equal(torch.cat(list(decoded), dim=2), pipeline.decode_vae(whole))
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("finished", [0, 1, 5, 8, 9])
+def test_a_stream_continues_after_what_is_finished(finished, published):
+    pipeline, latents = tiny_cascade(published=published), torch.randn(1, 16, 20, 2, 2)
+    options = {"steps": 2, "sampler": "euler_a", "seed": 1}
+    whole = list(pipeline.restore_stream([(latents, None)], 20, **options))
+    assert len(whole) == 9
+    calls = []
+    pipeline.refiner.register_forward_hook(lambda *_: calls.append(None))
+    kept = [segment.clone() for segment in whole[:finished]]
+    again = list(pipeline.restore_stream([(latents, None)], 20, finished=kept, **options))
+    assert len(again) == 9
+    for i, (a, b) in enumerate(zip(again, whole, strict=True)):
+        assert torch.equal(a, b)
+        assert (i < min(finished, 8)) == any(a is segment for segment in kept)
+    # two steps look two windows back
+    assert len(calls) == 2 * (9 - max(0, min(finished, 8) - 2))

@@ -4,13 +4,16 @@ import torch
 from golden_data import to_frames, to_video
 from golden_dit import build_dit
 
+from diffusion.pipelines.streams import Segment, WindowedStream
 from diffusion.pipelines.windows import (
     Spans,
-    Windows,
-    apply_in_windows,
+    Tiles,
+    apply_in_tiles,
     blended_spans,
+    chunk_spans,
     published_tiles,
     published_windows,
+    whole_span,
 )
 from diffusion.utils.errors import ConfigError
 
@@ -20,6 +23,7 @@ CUTS = {
     "no overlap": lambda length: blended_spans(length, 8, 0),
     "aligned": lambda length: blended_spans(length, 8, 2, multiple=2),
     "mostly overlap": lambda length: blended_spans(length, 8, 7),
+    "moved back": lambda length: chunk_spans(length, 8, 5),
     "published windows": lambda length: published_windows(length, 8),
     "published tiles": lambda length: published_tiles(length, 8),
 }
@@ -82,18 +86,46 @@ def test_published_window_starts(row):
     assert list(published_windows(row["frames"], row["lats_per_vid"]).starts) == row["starts"]
 
 
+@pytest.mark.parametrize("factor", [8, 32])
+@pytest.mark.parametrize("length", [7, 13, 40])
+def test_a_finer_axis_is_cut_alike(factor, length):
+    coarse = blended_spans(length, 8, 3)
+    fine = coarse.scaled(factor)
+    assert fine.starts == tuple(factor * start for start in coarse.starts)
+    assert fine.length == factor * length
+    torch.testing.assert_close(totals(fine, factor * length), torch.ones(factor * length))
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_segments_are_what_lies_between_two_starts(cut, length):
+    spans = CUTS[cut](length)
+    assert [s for start, stop in spans.segments for s in range(start, stop)] == list(range(length))
+    for k, start in enumerate(spans.starts):
+        first = spans.first_before(k)
+        shares = [s + spans.window > start for s in spans.starts[: k + 1]]
+        assert shares == [i >= first for i in range(k + 1)]
+
+
+@torch.no_grad()
+def in_windows(net, spans: Spans, tiles: Tiles, *inputs: torch.Tensor) -> torch.Tensor:
+    """`net` on a clip that is cut in time and space, as the pipeline does it in every step."""
+    stream = WindowedStream[Segment](lambda units: apply_in_tiles(net, units, tiles), spans)
+    segments = (
+        Segment(start, stop, tuple(x[:, :, start:stop] for x in inputs))
+        for start, stop in spans.segments
+    )
+    return torch.cat([out for s in segments for _, out in stream.push(s)], dim=2)
+
+
 @pytest.mark.parametrize("name", golden_data.cases("window_blend"))
 def test_published_blending(name):
     meta, t = golden_data.load(name)
-    windows = Windows(
-        published_windows(meta["frames"], meta["lats_per_vid"]),
-        blended_spans(3, 3, 0),
-        blended_spans(3, 3, 0),
-    )
     outputs = iter(t["window_outputs"])
-    out = apply_in_windows(
-        lambda _, origin: to_video(next(outputs), meta["lats_per_vid"]),
-        windows,
+    out = in_windows(
+        lambda _: to_video(next(outputs), meta["lats_per_vid"]),
+        published_windows(meta["frames"], meta["lats_per_vid"]),
+        Tiles(whole_span(3), whole_span(3)),
         torch.zeros(1, 4, meta["frames"], 3, 3),
     )
     assert golden_data.relative_error(to_frames(out)[:, :4], t["out"]) <= 1e-6
@@ -102,62 +134,56 @@ def test_published_blending(name):
 @pytest.mark.parametrize(
     "name", golden_data.cases("dit_temporal_windows") + golden_data.cases("dit_spatial_tiles")
 )
-@torch.no_grad()
 def test_the_dit_in_published_windows_and_tiles(name, golden_frequencies):
     meta, t = golden_data.load(name)
     config, model = meta["config"], build_dit(meta)
     x_t, condition = golden_data.split_inputs(t["x"], len(t["x"]))
     _, _, frames, height, width = x_t.shape
-    windows = Windows(
+    tiles = Tiles(*(published_tiles(side, config["input_size"]) for side in (height, width)))
+    # the published model gives every window and tile positions from zero
+    out = in_windows(
+        lambda x, c: model(x, t["timestep"][:1], c),
         published_windows(frames, config["lats_per_vid"]),
-        published_tiles(height, config["input_size"]),
-        published_tiles(width, config["input_size"]),
-    )
-    # the published model gives every window positions from zero, so the origin goes unused
-    out = apply_in_windows(
-        lambda x, c, origin: model(x, t["timestep"][:1], c), windows, x_t, condition
+        tiles,
+        *(x_t, condition),
     )
     channels = t["out"].shape[1]
     assert golden_data.relative_error(to_frames(out)[:, :channels], t["out"]) <= 1e-5
 
 
-def test_a_pointwise_network_does_not_notice_windows():
+def test_a_pointwise_network_does_not_notice_windows_and_tiles():
     x, condition = torch.randn(2, 4, 11, 9, 14), torch.randn(2, 3, 11, 9, 14)
-    windows = Windows(blended_spans(11, 4, 2), blended_spans(9, 6, 2), blended_spans(14, 6, 1))
+    tiles = Tiles(blended_spans(9, 6, 2), blended_spans(14, 6, 1))
 
-    def network(x, condition, origin):
+    def network(x, condition):
         return torch.cat([2 * x, condition - 1], dim=1)
 
-    out = apply_in_windows(network, windows, x, condition)
-    torch.testing.assert_close(out, network(x, condition, None))
+    out = in_windows(network, blended_spans(11, 4, 2), tiles, x, condition)
+    torch.testing.assert_close(out, network(x, condition))
 
 
-def test_windows_know_their_origin():
-    positions = torch.stack(torch.meshgrid(*(torch.arange(n) for n in (9, 8, 12)), indexing="ij"))
-    windows = Windows(blended_spans(9, 4, 2), blended_spans(8, 8, 2), blended_spans(12, 6, 2))
-    origins = []
+def test_tiles_of_a_network_that_changes_the_size():
+    """Enlarging by repetition is pointwise too, so that tiles must not show."""
+    x = torch.randn(1, 2, 3, 10, 7)
+    tiles = Tiles(blended_spans(10, 4, 2), blended_spans(7, 4, 1))
 
-    def network(x, nothing, origin):
-        assert nothing is None
-        assert x[0, :, 0, 0, 0].tolist() == list(origin)
-        origins.append(origin)
-        return x.float()
+    def enlarge(x):
+        return x.repeat_interleave(8, -1).repeat_interleave(8, -2)
 
-    out = apply_in_windows(network, windows, positions[None], None)
-    assert len(set(origins)) == len(origins) == 4 * 3
-    torch.testing.assert_close(out, positions[None].float())
+    (out,) = apply_in_tiles(enlarge, [(x,)], tiles, tiles.scaled(8))
+    torch.testing.assert_close(out, enlarge(x))
 
 
-def test_a_clip_shorter_than_the_window_is_one_window():
-    windows = Windows(*(blended_spans(n, 8, 4) for n in (3, 8, 5)))
+def test_one_window_and_one_tile_change_nothing():
+    tiles = Tiles(blended_spans(8, 8, 4), blended_spans(5, 8, 4))
     x = torch.randn(1, 4, 3, 8, 5)
     calls = []
-    out = apply_in_windows(lambda x, origin: calls.append(x.shape) or x, windows, x)
+    out = in_windows(lambda x: calls.append(x.shape) or x, blended_spans(3, 8, 4), tiles, x)
     assert calls == [x.shape]
-    assert out is x
+    assert torch.equal(out, x)
 
 
 def test_blending_keeps_the_networks_precision():
-    windows = Windows(*(blended_spans(n, 4, 2) for n in (7, 7, 7)))
-    out = apply_in_windows(lambda x, origin: x.bfloat16(), windows, torch.randn(1, 2, 7, 7, 7))
+    tiles = Tiles(blended_spans(7, 4, 2), blended_spans(7, 4, 2))
+    (out,) = apply_in_tiles(lambda x: x.bfloat16(), [(torch.randn(1, 2, 7, 7, 7),)], tiles)
     assert out.dtype == torch.bfloat16

@@ -1,0 +1,107 @@
+"""What a long run has finished, kept on disk until it is complete, so that it can be continued."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from diffusion.utils.files import replacing
+
+logger = logging.getLogger(__name__)
+
+
+class UnfinishedRun(Sequence[Tensor]):
+    """The first VAE latents of a run that was broken off.
+
+        with UnfinishedRun(folder, key) as run:
+            for latents in run.keep(pipeline.restore_stream(..., finished=run)):
+                ...
+
+    A kill or an interrupt leaves `folder`, and the same command finds it; success and errors remove
+    it. Results of other settings are removed too.
+
+    key: all that the results depend on, as JSON values.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, Any], *, writes: bool = True):
+        """writes: False for all but one of several processes on one video."""
+        self.folder, self.key = folder, json.dumps(key, sort_keys=True, default=str)
+        self.writes, self.count = writes, 0
+        if not self._is_of_this_run():
+            self.remove()
+            return
+        while self._path(self.count).exists():
+            self.count += 1
+
+    def __enter__(self) -> "UnfinishedRun":
+        if self.count:
+            logger.info("%s: continuing after %d finished windows", self.folder, self.count)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        if kind is None or issubclass(kind, Exception):  # not KeyboardInterrupt
+            self.remove()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Tensor:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return load_file(self._path(index))["latents"]
+
+    def keep(self, segments: Iterator[Tensor]) -> Iterator[Tensor]:
+        """The same, each on disk before it is given on."""
+        for i, latents in enumerate(segments):
+            if self.writes and i >= self.count:
+                self.folder.mkdir(exist_ok=True)
+                stored = {"latents": latents.detach().cpu().contiguous()}
+                with replacing(self._path(i)) as partial:
+                    save_file(stored, partial, metadata={"run": self.key})
+            yield latents
+
+    def remove(self) -> None:
+        if self.writes:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _is_of_this_run(self) -> bool:
+        with suppress(OSError, SafetensorError), safe_open(self._path(0), framework="pt") as file:
+            return (file.metadata() or {}).get("run") == self.key
+        return False
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:06d}.safetensors"
+
+
+def run_key(
+    config: Mapping[str, Any],
+    weights: Mapping[str, Path],
+    source: str | Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    **settings: Any,
+) -> dict[str, Any]:
+    """What the VAE latents of a run depend on; files by their name, size and time."""
+    described = ("compressor", "previewer", "vae", "refiner", "noise", "conditioning", "cascade")
+    return {
+        "source": _file(Path(source)),
+        "config": {name: config.get(name) for name in described},
+        "weights": {name: _file(path) for name, path in weights.items()},
+        "device": device.type,
+        "dtype": str(dtype),
+        "torch": torch.__version__,
+        **settings,
+    }
+
+
+def _file(path: Path) -> list:
+    stat = path.stat()
+    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
