@@ -23,4 +23,4 @@ if ((nodes > 1)); then
 else
     where=(--standalone)
 fi
-exec "$root/.venv/bin/python" "$root/tools/launch.py" "${where[@]}" --nproc-per-node "$GPUS" "$root/tools/train.py" "$@"
+exec "$root/.venv/bin/python" "$root/scripts/torchrun.py" "${where[@]}" --nproc-per-node "$GPUS" "$root/tools/train.py" "$@"

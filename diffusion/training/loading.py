@@ -1,5 +1,6 @@
 """Batches of consecutive steps, made ahead of time by worker processes."""
 
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -32,6 +33,8 @@ def fetch(batches: Batches, steps: range, num_workers: int) -> Iterator[Batch | 
         batch_size=None,
         sampler=steps,
         num_workers=num_workers,
+        # Children of this process see that it died. From Python 3.14 on they would not be that.
+        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         worker_init_fn=ignore_signals,
         # a generator of its own: the default would draw from the global random numbers
         generator=torch.Generator(),

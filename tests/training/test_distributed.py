@@ -139,7 +139,7 @@ def test_blocks_to_shard_must_be_there(refiner, tmp_path):
 
 
 def torchrun(path, work_dir, *overrides):
-    command = [sys.executable, str(ROOT / "tools" / "launch.py"), "--standalone"]
+    command = [sys.executable, str(ROOT / "scripts" / "torchrun.py"), "--standalone"]
     command += ["--nproc-per-node=2", str(ROOT / "tools" / "train.py"), str(path)]
     command += ["--device", "cpu", "--dtype", "fp32", "--work-dir", str(work_dir)]
     command += ["--cfg-options", *QUICK, *overrides]

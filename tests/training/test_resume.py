@@ -98,6 +98,18 @@ def test_the_first_trainers_checkpoint_continues(train_config, tmp_path):
     assert scalars(tmp_path / "old") == scalars(tmp_path / "whole")[1:]
 
 
+def test_another_number_of_processes_is_said(tmp_path, caplog):
+    line_trainer(tmp_path / "work", max_steps=2).run()
+    path = tmp_path / "work" / "checkpoints" / "step_00000002.pt"
+    state = load_checkpoint(path)
+    save_checkpoint(path, state | {"random": 2 * state["random"]})
+    line_trainer(tmp_path / "work", max_steps=4).run()
+    assert "1 processes continue what 2 began" in caplog.text
+    caplog.clear()
+    line_trainer(tmp_path / "work", max_steps=6).run()
+    assert "began" not in caplog.text
+
+
 def test_another_config_is_refused_and_the_old_one_goes_on(train_config, tmp_path):
     stop_at(trainer_of(train_config, tmp_path / "work"), 15)
     with pytest.raises(ConfigError, match=r"work: holds .* \(train.lr: 0.003 -> 0.1\); undo"):

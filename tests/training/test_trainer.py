@@ -208,13 +208,15 @@ def test_gradients_are_clipped_and_their_norm_recorded(tmp_path):
     assert scalars(tmp_path / "work")[0]["grad_norm"] == pytest.approx((0 + 1 + 2) / 3)
 
 
-def test_learning_rate_scaled_to_the_batch(tmp_path):
+def test_learning_rate_scaled_to_the_batch(tmp_path, caplog):
+    caplog.set_level("INFO")
     auto_lr = {"rule": "sqrt", "base_batch": 256}
     options = {"auto_lr": auto_lr, "gradient_accumulation": 4}
     with pytest.raises(ConfigError, match=r"auto_lr needs data\.batch_size"):
         line_trainer(tmp_path / "work", **options)
     trainer = line_trainer(tmp_path / "work", batch_size=1, **options)
     assert trainer.lr == pytest.approx(0.1 * (4 / 256) ** 0.5)
+    assert "4 clips per step make a learning rate of 0.0125 out of 0.1" in caplog.text
 
 
 def test_workers_load_the_same_batches(train_config, tmp_path):

@@ -1,4 +1,4 @@
-"""torchrun for scripts/train_distributed.sh: python tools/launch.py [options] SCRIPT [arguments]
+"""torchrun without its traceback: python scripts/torchrun.py [options] SCRIPT [arguments]
 
 It ends with the code of the process that failed first, which has said why in a line; torchrun's own
 report of that is a traceback of torchrun.
