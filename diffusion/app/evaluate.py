@@ -249,7 +249,8 @@ def print_table(results: Mapping[str, Any], folder: Path) -> None:
         shown = terminal_table(results, metrics[:count])
     console.print(shown)
     if count < len(metrics):
-        console.print(f"{len(metrics) - count} more columns are in results.md", highlight=False)
+        more = counted(metrics[count:], "more column")
+        console.print(f"results.md has {more}", highlight=False)
     for metric in results["metrics"].values():
         if metric["missing"]:
             text = f"{metric['label']} is missing: {metric['missing']}"
