@@ -39,7 +39,7 @@ class Commands:
     def __call__(self, name: str, *arguments, config: Path | None = None) -> Result:
         tool = tiny.tool(name)
         argv = list(map(str, arguments))
-        if name in ("reconstruct", "encode", "decode"):
+        if name in ("reconstruct", "encode", "decode", "upscale", "interpolate"):
             # fp32: what a machine does in bf16 depends on its processor
             argv += ["--config", str(config or self.config), "--device", "cpu"]
             argv += [] if "--dtype" in argv else ["--dtype", "fp32"]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +71,13 @@ def open_clip(path: str | Path, options: ClipOptions) -> ClipSource:
         fps = reader.info.fps / options.frame_stride
     height, width = prepare(first, options).shape[-2:]
     return ClipSource(Path(path), options, num_frames, fps, height, width)
+
+
+def every_nth(clip: ClipSource, n: int) -> ClipSource:
+    """Of the clip's frames only the first, the n-th after it, and so on."""
+    options = replace(clip.options, frame_stride=n * clip.options.frame_stride)
+    num_frames = math.ceil(clip.num_frames / n)
+    return replace(clip, options=options, num_frames=num_frames, fps=clip.fps / n)
 
 
 def prepare(frames: np.ndarray, options: ClipOptions) -> Tensor:
