@@ -1,9 +1,10 @@
 import pytest
 import torch
+from denoising import denoise
 from test_refiner_stage import config_of, latent_batch, stage_of
 
 from diffusion.models.weights import save_weights
-from diffusion.noise.samplers import build_sampler, denoise
+from diffusion.noise.samplers import build_sampler
 from diffusion.pipelines.builder import build_part
 from diffusion.training.distillation_stage import DistillationStage
 from diffusion.training.draws import Draws
