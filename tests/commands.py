@@ -1,6 +1,7 @@
 """Running the commands: in this process, which is quick, or as a user does."""
 
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -66,6 +67,14 @@ class Commands:
 
 
 def start_process(name: str, *arguments, **options) -> subprocess.Popen:
+    """The command as a process that Ctrl-C reaches, also where the tests run in the background."""
     command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=ENVIRONMENT, **pipes, **options)
+    # a shell ignores SIGINT for what it starts with &, and children inherit that
+    return subprocess.Popen(
+        command, env=ENVIRONMENT, preexec_fn=_obey_interrupts, **pipes, **options
+    )
+
+
+def _obey_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -108,6 +108,8 @@ def test_shipped_configs_build_strictly(path, tmp_path):
     assert parts["previewer"].latent_channels == channels
     if conditioning.uses_base:
         channels += parts["vae"].latent_channels
+    if path.name == "s1024.vae-x4.py":  # sees a small video's VAE latents in their place
+        channels = parts["vae"].latent_channels
     refiner = parts["refiner"]
     assert refiner.condition_channels == channels
     assert refiner.latent_channels == parts["vae"].latent_channels
