@@ -156,7 +156,7 @@ def report_missing(
     there = {clip.clip for clip in clips}
     missing = [video for video in videos if clip_name(video, 0) not in there]
     if missing:
-        log.warning(
+        log.info(
             "%d of %d videos of video_list have no clips in %s, the first: %s; "
             "tools/prepare_latents.py encodes those that are new",
             *(len(missing), len(videos), folder, missing[0]),

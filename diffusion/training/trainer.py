@@ -325,7 +325,7 @@ class Trainer:
         else:  # draws of clips do not depend on them
             set_seed(self.seed + self.step, device_specific=True)
             if random_states:
-                log.warning(
+                log.info(
                     "%d processes continue what %d began: a step has a batch of another size",
                     *(self.accelerator.num_processes, len(random_states)),
                 )

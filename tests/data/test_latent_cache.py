@@ -171,6 +171,7 @@ def test_what_cannot_be_used_is_named(folder, tmp_path):
 
 
 def test_videos_that_are_not_encoded_are_counted(tmp_path, caplog):
+    caplog.set_level("INFO")
     videos = [tmp_path / name for name in ("old.mp4", "new.mp4")]
     for video in videos:
         video.touch()

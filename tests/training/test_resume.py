@@ -99,6 +99,7 @@ def test_the_first_trainers_checkpoint_continues(train_config, tmp_path):
 
 
 def test_another_number_of_processes_is_said(tmp_path, caplog):
+    caplog.set_level("INFO")
     line_trainer(tmp_path / "work", max_steps=2).run()
     path = tmp_path / "work" / "checkpoints" / "step_00000002.pt"
     state = load_checkpoint(path)
