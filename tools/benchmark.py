@@ -31,8 +31,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--stage", choices=("all", "refiner"), default="all", help="refiner: one forward of it only"
     )
     parser.add_argument(
-        "--compare-dtypes", action="store_true", help="the refiner's forward in fp32 and bf16"
+        "--compare",
+        nargs="+",
+        default=[],
+        choices=("dtypes", "attention", "compile"),
+        help="the refiner's forward in these ways, against eager fp32",
     )
+    parser.add_argument("--compare-steps", type=whole_number(1), nargs="+", default=[])
+    parser.add_argument("--attention", help="sdpa, xformers, flash_attn; default: the config's")
+    parser.add_argument("--compile", action="store_true", help="every block by itself")
+    parser.add_argument("--channels-last", action="store_true", help="the VAE's weights")
     parser.add_argument("--warmup", type=whole_number(0), default=1, help="runs not counted")
     parser.add_argument("--repeat", type=whole_number(1), default=3, help="the median is reported")
     parser.add_argument("--output", type=Path, metavar="X.json", help="write the numbers there")
@@ -43,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # not above: --help need not wait for torch
-    from diffusion.app.benchmark import Workload, benchmark
+    from diffusion.app.benchmark import Options, Workload, benchmark
     from diffusion.app.benchmark_table import print_benchmark
     from diffusion.noise.samplers import build_sampler
 
@@ -54,7 +62,9 @@ def main(args: argparse.Namespace) -> None:
         Workload(args.height, args.width, args.frames, args.steps, args.sampler),
         weights=args.weights,
         stage=args.stage,
-        compare_dtypes=args.compare_dtypes,
+        options=Options(
+            args.compare, args.compare_steps, args.attention, args.compile, args.channels_last
+        ),
         warmup=args.warmup,
         repeat=args.repeat,
         **device_options(args),

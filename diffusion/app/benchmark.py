@@ -2,18 +2,18 @@
 
 import copy
 import platform
-import statistics
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion.app.stages import peak_memory_mb
+from diffusion.app.benchmark_variants import compare_variants, variants_of
+from diffusion.app.timing import DTYPE_NAMES, Timer
+from diffusion.models.grid_attention import GridAttention, attention_backend
 from diffusion.models.weights import load_weights
 from diffusion.pipelines.builder import PARTS, assemble, build_part, weights_of
 from diffusion.pipelines.cascade import CascadePipeline
@@ -22,7 +22,6 @@ from diffusion.pipelines.padding import round_up
 RANDOM = "random"
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
 MATMUL_TRIALS = 10
-DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -35,34 +34,21 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Timer:
-    """Runs things `warmup` + `repeat` times on `device`; the first ones do not count."""
+class Options:
+    """How the networks compute, and what is compared.
 
-    device: torch.device
-    warmup: int = 1
-    repeat: int = 3
+    compare: "dtypes", "attention", "compile": forwards of the refiner against eager fp32.
+    compare_steps: numbers of sampler steps, all stages each.
+    """
 
-    def __call__(self, run: Callable[[], Any]) -> dict[str, Any]:
-        """`seconds` is the median, `runs` are all; memory as `peak_memory_mb` counts it."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        runs = [self._once(run) for _ in range(self.warmup + self.repeat)][self.warmup :]
-        return {
-            "seconds": statistics.median(runs),
-            "runs": runs,
-            "peak_memory_mb": peak_memory_mb(self.device),
-        }
+    compare: Sequence[str] = ()
+    compare_steps: Sequence[int] = ()
+    attention: str | None = None
+    compiled: bool = False
+    channels_last: bool = False
 
-    def _once(self, run: Callable[[], Any]) -> float:
-        self._wait()
-        begun = time.perf_counter()
-        run()
-        self._wait()
-        return time.perf_counter() - begun
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+DEFAULT_OPTIONS = Options()
 
 
 def benchmark(
@@ -73,14 +59,13 @@ def benchmark(
     dtype: torch.dtype,
     weights: str | Path | None = None,
     stage: str = "all",
-    compare_dtypes: bool = False,
+    options: Options = DEFAULT_OPTIONS,
     warmup: int = 1,
     repeat: int = 3,
 ) -> dict[str, Any]:
     """Measure `stage`: "all", or "refiner" for one forward of it alone.
 
     Weights that are not there are drawn at random: the time does not depend on them.
-    compare_dtypes: the forward in fp32 and in bf16, whatever `dtype` is.
     """
     names = PARTS if stage == "all" else ("refiner",)
     parts, sources = load_or_draw(config, names, weights)
@@ -94,14 +79,32 @@ def benchmark(
         "weights": sources,
         "parameters": {name: count_parameters(part) for name, part in parts.items()},
     }
+    prepare(pipeline, options)
     if stage == "all":
-        stages = measure_stages(pipeline, workload, timer)
-        result["stages"] = stages
-        result["seconds"] = sum(stage["seconds"] for stage in stages.values())
-    dtypes = (torch.float32, torch.bfloat16) if compare_dtypes else (dtype,)
+        result |= measure_stages(pipeline, workload, timer)
+        result["steps_compared"] = {
+            steps: measure_stages(pipeline, replace(workload, steps=steps), timer)["seconds"]
+            for steps in options.compare_steps
+        }
     size = refiner_size(config, pipeline, workload)
-    result["refiner"] = measure_refiner(pipeline.refiner, size, dtypes, timer)
+    result["refiner"] = measure_refiner(pipeline.refiner, size, dtype, timer, options.compare)
     return result
+
+
+def prepare(pipeline: CascadePipeline, options: Options) -> None:
+    """Make the networks compute as the options say."""
+    refiner = pipeline.refiner
+    if options.attention is not None:
+        for module in refiner.modules():
+            if isinstance(module, GridAttention):
+                module.attend = attention_backend(options.attention)
+    if options.compiled:
+        for block in refiner.blocks:
+            block.compile()
+    if options.channels_last and pipeline.vae is not None:
+        for module in pipeline.vae.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)
 
 
 def load_or_draw(
@@ -119,10 +122,11 @@ def load_or_draw(
     return parts, sources
 
 
-def measure_stages(
-    pipeline: CascadePipeline, workload: Workload, timer: Timer
-) -> dict[str, dict[str, Any]]:
-    """Stage -> time and memory, on a random video; each works on what the one before gave."""
+def measure_stages(pipeline: CascadePipeline, workload: Workload, timer: Timer) -> dict[str, Any]:
+    """`stages`: time and memory of each, on a random video and on what the one before gave.
+
+    `seconds`: of all.
+    """
     generator = torch.Generator().manual_seed(0)
     size = (1, 3, workload.frames, workload.height, workload.width)
     video = torch.rand(size, generator=generator) * 2 - 1
@@ -142,10 +146,11 @@ def measure_stages(
         "denoise": restore,
         "decode": lambda: pipeline.decode_vae(made["denoise"]),
     }
-    return {
+    measured = {
         name: timer(lambda name=name, run=run: made.update({name: run()}))
         for name, run in stages.items()
     }
+    return {"stages": measured, "seconds": sum(stage["seconds"] for stage in measured.values())}
 
 
 def refiner_size(
@@ -171,37 +176,36 @@ def refiner_size(
 def measure_refiner(
     refiner: nn.Module,
     size: tuple[int, int, int],
-    dtypes: tuple[torch.dtype, ...],
+    dtype: torch.dtype,
     timer: Timer,
+    compare: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """One forward on latents of `size` (F, H, W), in every one of `dtypes`."""
-    own_dtype = refiner.dtype
+    """One forward on latents of `size` (F, H, W): time, arithmetic and share of the matmul peak.
+
+    compare: see `variants_of`.
+    """
     channels = (refiner.latent_channels, refiner.condition_channels)
     x_t, condition = (torch.randn(1, c, *size, device=timer.device) for c in channels)
     timestep = torch.full((1,), 500.0, device=timer.device)
-    flop = count_flop(refiner, size)
-    runs = {}
-    for dtype in dtypes:
-        refiner.to(dtype)
-        run = timer(lambda: refiner(x_t, timestep, condition, image_mode=size[0] == 1))
-        peak = matmul_flop_per_second(timer.device, dtype)
-        speed = flop / run["seconds"]
-        runs[DTYPE_NAMES[dtype]] = {
-            **run,
-            "tflop_per_s": speed / 1e12,
-            "matmul_tflop_per_s": peak / 1e12,
-            "share_of_matmul": speed / peak,
-        }
-    refiner.to(own_dtype)
+
+    def forward() -> Tensor:
+        return refiner(x_t, timestep, condition, image_mode=size[0] == 1)
+
+    flop, run = count_flop(refiner, size), timer(forward)
+    peak, speed = matmul_flop_per_second(timer.device, dtype), flop / run["seconds"]
     frames, height, width = size
     result = {
         "size": list(size),
         "tokens": frames * (height // refiner.patch_size) * (width // refiner.patch_size),
         "tflop": flop / 1e12,
-        "forward": runs,
+        **run,
+        "tflop_per_s": speed / 1e12,
+        "matmul_tflop_per_s": peak / 1e12,
+        "share_of_matmul": speed / peak,
     }
-    if {"fp32", "bf16"} <= runs.keys():
-        result["bf16_speedup"] = runs["fp32"]["seconds"] / runs["bf16"]["seconds"]
+    if compare:
+        variants = variants_of(dtype, compare)
+        result["variants"] = compare_variants(refiner, forward, variants, timer)
     return result
 
 

@@ -28,20 +28,27 @@ def print_benchmark(result: Mapping[str, Any]) -> None:
         title=f"one forward of the refiner: latents {size}, {refiner['tokens']} tokens, "
         f"{refiner['tflop']:.3g} TFLOP"
     )
-    for column in ("", "seconds", "TFLOP/s", "matmul TFLOP/s", "share of matmul", "peak MB"):
-        table.add_column(column, justify="right" if column else "left")
-    for dtype, run in refiner["forward"].items():
-        table.add_row(
-            dtype,
-            f"{run['seconds']:.3f}",
-            f"{run['tflop_per_s']:.3g}",
-            f"{run['matmul_tflop_per_s']:.3g}",
-            f"{run['share_of_matmul']:.0%}",
-            f"{run['peak_memory_mb']:.0f}",
-        )
+    for column in ("seconds", "TFLOP/s", "matmul TFLOP/s", "share of matmul", "peak MB"):
+        table.add_column(column, justify="right")
+    table.add_row(
+        f"{refiner['seconds']:.3f}",
+        f"{refiner['tflop_per_s']:.3g}",
+        f"{refiner['matmul_tflop_per_s']:.3g}",
+        f"{refiner['share_of_matmul']:.0%}",
+        f"{refiner['peak_memory_mb']:.0f}",
+    )
     console.print(table)
-    if "bf16_speedup" in refiner:
-        console.print(f"bf16 is {refiner['bf16_speedup']:.2f} times as fast as fp32")
+    if "variants" in refiner:
+        console.print(variant_table(refiner["variants"]))
+
+
+def variant_table(variants: Mapping[str, Any]) -> Table:
+    table = Table("", title="the same forward, in turn")
+    for column in ("seconds", "gain"):
+        table.add_column(column, justify="right")
+    for name, run in variants.items():
+        table.add_row(name, f"{run['seconds']:.3f}", f"{run['gain']:.2f}")
+    return table
 
 
 def stage_table(result: Mapping[str, Any]) -> Table:
@@ -51,4 +58,6 @@ def stage_table(result: Mapping[str, Any]) -> Table:
     for name, run in result["stages"].items():
         table.add_row(name, f"{run['seconds']:.3f}", f"{run['peak_memory_mb']:.0f}")
     table.add_row("all", f"{result['seconds']:.3f}", "")
+    for steps, seconds in result["steps_compared"].items():
+        table.add_row(f"all, {steps} steps", f"{seconds:.3f}", "")
     return table

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion.app.benchmark import DTYPE_NAMES, Timer, count_parameters, describe_machine
+from diffusion.app.benchmark import count_parameters, describe_machine
+from diffusion.app.timing import DTYPE_NAMES, Timer
 from diffusion.data.clips import Batch
 from diffusion.data.latent_cache import LatentBatch, RandomLatents
 from diffusion.models.dit import VideoDiT

@@ -111,7 +111,7 @@ class GridAttention(nn.Module):
             raise ConfigError(f"hidden size {hidden_size} does not divide into {num_heads} heads")
         self.num_heads = num_heads
         self.fp32_attention = fp32_attention
-        self.attend = _attention_backend(backend)
+        self.attend = attention_backend(backend)
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
         self.proj = nn.Linear(hidden_size, hidden_size)
 
@@ -141,13 +141,18 @@ def _cells_on_axis(axis: str, length: int, cells: int) -> int:
     return cells if cells > 0 else length // -cells
 
 
-def _attention_backend(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+ATTENTION: Final = ("sdpa", "xformers", "flash_attn")
+
+
+def attention_backend(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """-> a function of q, k, v, each (B, heads, N, d), that returns (B, heads, N, d)."""
     if name == "sdpa":
         return functional.scaled_dot_product_attention
     if name == "xformers":
         return _xformers_backend()
-    raise ConfigError(f"attention {name!r} is not one of 'sdpa', 'xformers'")
+    if name == "flash_attn":
+        return _flash_attn_backend()
+    raise ConfigError(f"attention {name!r} is not one of {', '.join(ATTENTION)}")
 
 
 def _xformers_backend() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -161,5 +166,20 @@ def _xformers_backend() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (rearrange(x, "b i n d -> b n i d") for x in (q, k, v))  # xformers' layout
         return rearrange(memory_efficient_attention(q, k, v), "b n i d -> b i n d")
+
+    return attend
+
+
+def _flash_attn_backend() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError as error:
+        raise ConfigError(
+            "attention 'flash_attn' needs a package: pip install flash-attn; or choose 'sdpa'"
+        ) from error
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (rearrange(x, "b i n d -> b n i d") for x in (q, k, v))  # its layout
+        return rearrange(flash_attn_func(q, k, v), "b n i d -> b i n d")
 
     return attend

@@ -5,7 +5,9 @@ import tiny
 import torch
 from commands import Commands
 
-from diffusion.app.benchmark import Timer, Workload, count_flop, refiner_size
+from diffusion.app.benchmark import Workload, count_flop, refiner_size
+from diffusion.app.benchmark_variants import PLAIN, as_variant, variants_of
+from diffusion.app.timing import Timer
 from diffusion.config import load_config
 from diffusion.models.dit import VideoDiT
 from diffusion.pipelines.builder import build_part
@@ -54,7 +56,7 @@ def test_every_stage_is_measured(measure, config):
 
 def test_the_speed_of_a_forward_follows_from_its_count_and_time(measure):
     refiner = measure("--stage", "refiner")[0]["refiner"]
-    forward = refiner["forward"]["fp32"]
+    forward = refiner
     assert forward["tflop_per_s"] == pytest.approx(refiner["tflop"] / forward["seconds"])
     share = forward["tflop_per_s"] / forward["matmul_tflop_per_s"]
     assert forward["share_of_matmul"] == pytest.approx(share)
@@ -68,10 +70,40 @@ def test_the_refiner_alone_loads_nothing_else(measure):
     assert "stages" not in result
 
 
-def test_both_formats_in_one_run(measure):
-    refiner = measure("--stage", "refiner", "--compare-dtypes")[0]["refiner"]
-    seconds = {name: run["seconds"] for name, run in refiner["forward"].items()}
-    assert refiner["bf16_speedup"] == pytest.approx(seconds["fp32"] / seconds["bf16"])
+def test_ways_to_compute_are_compared_in_one_run(measure):
+    result, printed = measure("--stage", "refiner", "--compare", "dtypes", "attention")
+    variants = result["refiner"]["variants"]
+    assert {"fp32, sdpa, fp32 attention", "fp32, sdpa", "bf16, sdpa"} <= variants.keys()
+    plain = variants[PLAIN.name]["seconds"]
+    for name, run in variants.items():
+        assert len(run["runs"]) == 2
+        assert run["gain"] == pytest.approx(plain / run["seconds"])
+        assert name in printed
+
+
+def test_step_counts_are_compared(measure):
+    result, printed = measure("--compare-steps", 1, 3)
+    assert list(result["steps_compared"]) == ["1", "3"]
+    assert "all, 3 steps" in printed
+
+
+def test_options_of_the_networks_change_no_result(measure):
+    result, _ = measure("--attention", "sdpa", "--channels-last")
+    assert result["seconds"] > 0
+
+
+def test_variants_leave_the_refiner_as_it_was():
+    refiner = VideoDiT(condition_channels=4, hidden_size=48, depth=1, num_heads=2).eval()
+    x, t = torch.randn(1, 4, 2, 4, 4), torch.tensor([500.0])
+    torch.nn.init.normal_(refiner.final_layer.linear.weight)
+    with torch.no_grad():
+        before = refiner(x, t, x)
+        for variant in variants_of(torch.bfloat16, ["dtypes"]):
+            with as_variant(refiner, variant):
+                assert refiner.dtype == variant.dtype
+                assert (refiner(x, t, x) - before).abs().max() < 0.1 * before.abs().max()
+    assert refiner.dtype == torch.float32
+    assert not refiner.blocks[0].attn.fp32_attention
 
 
 def test_weights_are_used_where_they_are_and_drawn_where_not(measure, tmp_path):
