@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(prog="recon.sh", description=__doc__)
-    parser.add_argument("video", nargs="?", default=str(ROOT / "example" / "city.mp4"))
+    parser.add_argument(
+        "video", nargs="?", default=str(ROOT / "example" / "city.mp4"), help="default: the example"
+    )
     parser.add_argument("--output-dir", help="default: outputs/<name of the video>")
     add_model_options(parser)
     add_clip_options(parser)

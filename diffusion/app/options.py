@@ -71,7 +71,7 @@ def add_clip_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--square", action="store_true", help="crop to the middle square")
     group.add_argument("--start", type=whole_number(0), default=0, help="first frame, from 0")
     group.add_argument(
-        "--num-frames", type=frame_count, help="a number or 'all'; default: %(default)s"
+        "--num-frames", type=frame_count, help="a number or 'all'; default: the config's"
     )
     group.add_argument("--frame-stride", type=whole_number(1), default=1, help="1 is every frame")
 
