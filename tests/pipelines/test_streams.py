@@ -1,4 +1,3 @@
-import gc
 import weakref
 
 import pytest
@@ -98,7 +97,7 @@ def test_the_result_does_not_depend_on_how_frames_arrive(chunk, group):
     assert torch.equal(streamed(sampler, spans, condition, chunk, group), wanted)
 
 
-@pytest.mark.parametrize("length", [100, 1000])
+@pytest.mark.parametrize("length", [100, 400])
 def test_what_is_held_does_not_grow_with_the_clip(length):
     steps = 4
     spans, sampler = blended_spans(length, 8, 2), build_sampler("ddim", num_inference_steps=steps)
@@ -113,7 +112,6 @@ def test_what_is_held_does_not_grow_with_the_clip(length):
 
     for done in denoise_stream(watched(), spans, predict, sampler.timesteps):
         del done
-        gc.collect()
         alive[:] = [ref for ref in alive if ref() is not None]
         most = max(most, len(alive))
     assert most <= steps + 2
