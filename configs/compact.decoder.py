@@ -1,20 +1,32 @@
-"""Finish the embedded model's VAE decoder, behind latents that stay: perceptual and adversarial.
+"""Fit the embedded model's VAE decoder to its diffusion transformer: perceptual and adversarial.
 
-Run: bash train_vae.sh configs/compact.decoder.py, after compact.vae.py. See `train` for what it
-starts from. Pixel losses leave 0.35 of the original's gradient energy; this brings 0.5, for 0.7 dB.
+Run: bash train_vae.sh configs/compact.decoder.py
+
+The last stage: it decodes what the transformer restores. The VAE's encoder, and so everything
+else of the cascade, stays as it is.
 """
 
-_base_ = ["compact.vae.py"]
+_base_ = ["_base_/compact_models.py"]
 
+video_list = ["example"]
+data = dict(
+    type="RandomClips",
+    cache_dir="work_dirs/frames",
+    batch_size=2,
+    size=256,
+    num_frames=8,
+    max_downscale=1.75,
+)
 train = dict(
     stage=dict(
-        perceptual_weight=0.15,
+        type="DecoderStage",
+        perceptual_weight=0.3,
         adversarial_weight=0.03,
-        train_encoder=False,
-        init_from="work_dirs/compact.vae/vae.safetensors",
+        init_from="pretrained/compact/vae.safetensors",
     ),
-    max_steps=900,
-    lr=6e-4,
+    max_steps=1500,
+    lr=3e-4,
     warmup_steps=20,
+    gradient_clip=0.5,
     ema_decay=0.99,
 )

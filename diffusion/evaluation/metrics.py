@@ -168,16 +168,19 @@ def build_metrics(*, dino: Path | None = None, clip: Path | None = None) -> dict
             perceptual.dists_files,
             least_side=32,
         ),
-        Metric(
-            "effnet_lite0",
-            "EffNet-Lite0",
-            False,
-            "squared distance of unit feature vectors at 5 scales of EfficientNet-Lite0 (ImageNet);"
-            " not LPIPS",
-            perceptual.effnet_lite0,
-            perceptual.effnet_missing,
-            perceptual.effnet_files,
-            least_side=32,
+        *(
+            Metric(
+                f"effnet_lite{size}",
+                f"EffNet-Lite{size}",
+                False,
+                f"squared distance of unit feature vectors at 5 scales of EfficientNet-Lite{size} "
+                "(ImageNet); not LPIPS",
+                partial(perceptual.effnet_distance, size),
+                partial(perceptual.effnet_missing, size),
+                partial(perceptual.effnet_files, size),
+                least_side=32,
+            )
+            for size in perceptual.EFFNET_SIZES
         ),
         Metric(
             "gradient",

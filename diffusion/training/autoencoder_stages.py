@@ -63,10 +63,12 @@ class VAEStage(Stage):
         frames = flat(batch.video).contiguous(memory_format=torch.channels_last)
         mean = vae.encoder(frames)
         reconstruction = vae.decoder(mean + vae.posterior_std * draws.normal(mean))
-        terms = {
-            "pixels": charbonnier(reconstruction.float() - frames),
-            "latents": self.latent_weight * latent_energy(mean),
-        }
+        energy = {"latents": self.latent_weight * latent_energy(mean)}
+        return self.picture_loss(reconstruction, frames) | energy
+
+    def picture_loss(self, reconstruction: Tensor, frames: Tensor) -> dict[str, Tensor]:
+        """Two (N, 3, H, W): what the decoder made, and the original in [-1, 1]."""
+        terms = {"pixels": charbonnier(reconstruction.float() - frames)}
         if self.features is None:
             return terms
         with torch.no_grad():

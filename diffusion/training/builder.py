@@ -21,6 +21,7 @@ from diffusion.pipelines.builder import (
 from diffusion.pipelines.conditioning import Conditioning
 from diffusion.registry import Registry, call_with, check_options, keyword_parameters, split_type
 from diffusion.training.autoencoder_stages import CompressorStage, VAEStage
+from diffusion.training.decoder_stage import DecoderStage
 from diffusion.training.distillation_stage import DistillationStage
 from diffusion.training.frozen import FrozenNetworks
 from diffusion.training.optimizers import DEFAULT_OPTIMIZER, check_optimizer, scaled_lr
@@ -30,7 +31,10 @@ from diffusion.training.trainer import Trainer
 from diffusion.training.validation import Validation
 from diffusion.utils.errors import ConfigError
 
-STAGES = Registry("stage", [CompressorStage, DistillationStage, JointStage, RefinerStage, VAEStage])
+STAGES = Registry(
+    "stage",
+    [CompressorStage, DecoderStage, DistillationStage, JointStage, RefinerStage, VAEStage],
+)
 DATA = Registry(
     "data",
     [RandomClips, RandomLatents, VideoClips],

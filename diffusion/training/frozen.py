@@ -43,9 +43,14 @@ class FrozenNetworks:
             network.to(device)
         return network
 
-    def cascade(self, parts: Mapping[str, nn.Module], device: torch.device) -> CascadePipeline:
+    def cascade(
+        self,
+        parts: Mapping[str, nn.Module],
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> CascadePipeline:
         """The pipeline of the config around `parts`, which it freezes, and the others it needs."""
         uses_base = self.config.get("conditioning", {}).get("residual_std") is not None
         names = {"compressor", "vae", *(["previewer"] if uses_base else [])} - parts.keys()
         others = {name: self.get(name, device) for name in names}
-        return assemble(self.config, {**parts, **others}, device=device)
+        return assemble(self.config, {**parts, **others}, device=device, dtype=dtype)
