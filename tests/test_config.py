@@ -102,14 +102,12 @@ def test_shipped_configs_build_strictly(path, tmp_path):
         parts = {name: build_part(config, name) for name in PARTS}
     noise = build_noise(config)
     conditioning = build_conditioning(config, parts["compressor"], parts["vae"])
-    assert config["weights"].keys() == set(PARTS)
+    assert config["weights"].keys() - {"refiner_change"} == set(PARTS)
 
     channels = parts["compressor"].latent_channels
     assert parts["previewer"].latent_channels == channels
     if conditioning.uses_base:
         channels += parts["vae"].latent_channels
-    if path.name == "s1024.vae-x4.py":  # sees a small video's VAE latents in their place
-        channels = parts["vae"].latent_channels
     refiner = parts["refiner"]
     assert refiner.condition_channels == channels
     assert refiner.latent_channels == parts["vae"].latent_channels

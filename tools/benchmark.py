@@ -54,12 +54,14 @@ def main(args: argparse.Namespace) -> None:
     from diffusion.app.benchmark import Options, Workload, benchmark
     from diffusion.app.benchmark_table import print_benchmark
     from diffusion.noise.samplers import build_sampler
+    from diffusion.pipelines.builder import steps_of
 
     config = read_config(args)
-    build_sampler(args.sampler, num_inference_steps=args.steps)  # refuses what cannot be
+    steps = args.steps or steps_of(config)
+    build_sampler(args.sampler, num_inference_steps=steps)  # refuses what cannot be
     result = benchmark(
         config,
-        Workload(args.height, args.width, args.frames, args.steps, args.sampler),
+        Workload(args.height, args.width, args.frames, steps, args.sampler),
         weights=args.weights,
         stage=args.stage,
         options=Options(

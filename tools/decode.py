@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
     from diffusion.pipelines.builder import build_cascade, weights_of
 
     config = read_config(args)
-    sampling = sampling_options(args)
+    sampling = sampling_options(args, config)
     devices = device_options(args)
     output = output_file(args.output, ".mp4")
     latents = open_latents_of(args.latents, config)

@@ -16,7 +16,13 @@ import argparse
 import re
 from pathlib import Path
 
-from diffusion.app.options import DEFAULT_CONFIG, add_device_options, device_options, whole_number
+from diffusion.app.options import (
+    DEFAULT_CONFIG,
+    add_device_options,
+    add_steps_option,
+    device_options,
+    whole_number,
+)
 from diffusion.utils.cli import CommandParser, run_command
 
 BASELINES = ["linear", "bicubic", "h264", "previewer", "vae"]
@@ -39,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--vbench", nargs="*", metavar="DIMENSION", help="default: the published six"
     )
-    parser.add_argument("--steps", type=whole_number(1), default=8, help="default: %(default)s")
+    add_steps_option(parser)
     parser.add_argument("--sampler", default="euler_a", help="default: %(default)s")
     parser.add_argument("--seed", type=whole_number(0), default=0)
     parser.add_argument("--workers", type=whole_number(1), default=1, help="processes, one a GPU")
@@ -55,7 +61,7 @@ def main(args: argparse.Namespace) -> None:
     from diffusion.evaluation.protocol import get_protocol
     from diffusion.noise.samplers import build_sampler
 
-    build_sampler(args.sampler, num_inference_steps=args.steps)  # refuses what cannot be
+    build_sampler(args.sampler, num_inference_steps=args.steps or 8)  # refuses what cannot be
     config = "compact" if args.config == DEFAULT_CONFIG else args.config
     models = [config, *(name for text in args.models for name in re.split(r"[,\s]+", text) if name)]
     protocol = get_protocol(args.protocol)

@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     from diffusion.pipelines.builder import build_cascade, weights_of
 
     config = read_config(args)
-    sampling, devices = sampling_options(args), device_options(args)
+    sampling, devices = sampling_options(args, config), device_options(args)
     limits, options = clip_options(args, config), {"factor": args.factor}
     clip, original = open_clip(args.video, limits), None
     if args.from_original:

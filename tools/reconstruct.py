@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
 
     stages = Stages()
     config = read_config(args)
-    sampling = sampling_options(args)
+    sampling = sampling_options(args, config)
     devices = device_options(args)
     with stages("read"):
         clip = open_clip(args.video, clip_options(args, config))

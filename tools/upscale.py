@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
     from diffusion.pipelines.builder import build_cascade, weights_of
 
     config = read_config(args)
-    sampling, devices = sampling_options(args), device_options(args)
+    sampling, devices = sampling_options(args, config), device_options(args)
     clip = open_clip(args.video, clip_options(args, config))
     options = {"scale": args.scale, "condition": args.condition}
     options["from_original"] = args.from_original

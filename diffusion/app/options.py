@@ -22,6 +22,8 @@ DEFAULT_CONFIG = "configs/compact.effn-f32.py"
 
 # What a config's `reconstruct` may hold: what holds for clips of which the user says no more.
 CLIP_LIMITS = ("num_frames", "max_short_edge", "published_preprocess")
+# What else it may hold: the steps that its refiner is meant for.
+RECONSTRUCT = (*CLIP_LIMITS, "steps")
 
 SAMPLER_NAMES = ("euler_a", "ddim", "dpmpp", "euler")  # the keys of SAMPLERS, for --help
 
@@ -78,11 +80,15 @@ def add_clip_options(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
-    group.add_argument("--steps", type=whole_number(1), default=8, help="default: %(default)s")
+    add_steps_option(group)
     group.add_argument(
         "--sampler", default="euler_a", help=f"{', '.join(SAMPLER_NAMES)}; default: %(default)s"
     )
     group.add_argument("--seed", type=whole_number(0), default=0, help="default: %(default)s")
+
+
+def add_steps_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    parser.add_argument("--steps", type=whole_number(1), help="default: the config's, mostly 8")
 
 
 def read_config(args: argparse.Namespace) -> Mapping[str, Any]:
@@ -92,7 +98,7 @@ def read_config(args: argparse.Namespace) -> Mapping[str, Any]:
 
     config = load_config(args.config, args.cfg_options)
     check_config(config)
-    check_keys(config.get("reconstruct", {}), CLIP_LIMITS, "reconstruct")
+    check_keys(config.get("reconstruct", {}), RECONSTRUCT, "reconstruct")
     return config
 
 
@@ -121,12 +127,14 @@ def clip_options(args: argparse.Namespace, config: Mapping[str, Any]) -> "ClipOp
     )
 
 
-def sampling_options(args: argparse.Namespace) -> dict[str, int | str]:
+def sampling_options(args: argparse.Namespace, config: Mapping[str, Any]) -> dict[str, int | str]:
     """Arguments of CascadePipeline.restore; a sampler that cannot be built is refused here."""
     from diffusion.noise.samplers import build_sampler
+    from diffusion.pipelines.builder import steps_of
 
-    build_sampler(args.sampler, num_inference_steps=args.steps)
-    return {"steps": args.steps, "sampler": args.sampler, "seed": args.seed}
+    steps = args.steps or steps_of(config)
+    build_sampler(args.sampler, num_inference_steps=steps)
+    return {"steps": steps, "sampler": args.sampler, "seed": args.seed}
 
 
 def output_file(path: str, suffix: str) -> Path:

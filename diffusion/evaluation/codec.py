@@ -15,11 +15,11 @@ STORED_BITS = 16  # of a latent value: float16
 
 @dataclass(frozen=True)
 class CodecOptions:
-    """steps, sampler, seed: of codecs that restore by diffusion."""
+    """steps, sampler, seed: of codecs that restore by diffusion; steps None: each config's own."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
-    steps: int = 8
+    steps: int | None = None
     sampler: str = "euler_a"
     seed: int = 0
 

@@ -17,7 +17,7 @@ from diffusion.evaluation.codec import (
     store,
     weights_digest,
 )
-from diffusion.pipelines.builder import PARTS, build_cascade
+from diffusion.pipelines.builder import PARTS, build_cascade, steps_of
 from diffusion.pipelines.padding import pad_reflect
 
 # What a result depends on beside the networks' weights; the rest of a config is about training.
@@ -67,7 +67,9 @@ class CascadeCodec(Codec):
 
     def _sampling(self) -> dict[str, Any]:
         """What the decoder draws with."""
-        return {key: getattr(self.options, key) for key in ("steps", "sampler", "seed")}
+        options = self.options
+        steps = options.steps or steps_of(self.config)
+        return {"steps": steps, "sampler": options.sampler, "seed": options.seed}
 
 
 class PreviewCodec(CascadeCodec):

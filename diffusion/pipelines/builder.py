@@ -9,6 +9,7 @@ from torch import nn
 
 from diffusion.config import dump_config, load_config, resolve
 from diffusion.models import MODELS
+from diffusion.models.low_rank import apply_low_rank
 from diffusion.models.weights import load_weights, save_weights
 from diffusion.noise.gaussian import GaussianDiffusion
 from diffusion.pipelines.cascade import CascadePipeline
@@ -19,7 +20,9 @@ from diffusion.utils.files import make_folder, replacing
 from diffusion.utils.progress import track
 
 PARTS = ("compressor", "previewer", "vae", "refiner")
-
+# Files of weights: of the parts, and a low-rank change of the refiner (see LowRank).
+WEIGHTS = (*PARTS, "refiner_change")
+DEFAULT_STEPS = 8
 
 # Arguments of CascadePipeline that are no options of the config's `cascade`.
 GIVEN = (*PARTS, "noise", "conditioning", "device", "dtype")
@@ -38,7 +41,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     check_options(GaussianDiffusion, config.get("noise", {}), "noise")
     check_options(Conditioning, config.get("conditioning", {}), "conditioning", ["upsampling"])
     check_options(CascadePipeline, config.get("cascade", {}), "cascade", GIVEN)
-    check_keys(config.get("weights", {}), PARTS, "weights")
+    check_keys(config.get("weights", {}), WEIGHTS, "weights")
 
 
 def build_part(config: Mapping[str, Any], name: str) -> nn.Module:
@@ -52,23 +55,28 @@ def weights_of(config: Mapping[str, Any], override: str | Path | None = None) ->
     """Part -> file or folder of its weights.
 
     override: a folder (of a training or of `save_cascade`) whose <part>.safetensors replace the
-        config's, or one file, which is the refiner's.
+        config's, or one file, which is the refiner's. A change of the refiner holds for the file
+        that it was learnt from: it goes when the refiner is replaced.
     """
     paths = {name: resolve(path) for name, path in config.get("weights", {}).items()}
     if override is None:
         return paths
     override = Path(override).expanduser()
     if override.is_file():
-        return paths | {"refiner": override}
+        return without_change(paths) | {"refiner": override}
     if not override.is_dir():
         raise WeightsError(f"{override}: no such file or folder of weights")
-    found = {name: override / f"{name}.safetensors" for name in PARTS}
+    found = {name: override / f"{name}.safetensors" for name in WEIGHTS}
     found = {name: path for name, path in found.items() if path.is_file()}
     if not found:
         raise WeightsError(
-            f"{override}: holds none of {', '.join(f'{n}.safetensors' for n in PARTS)}"
+            f"{override}: holds none of {', '.join(f'{n}.safetensors' for n in WEIGHTS)}"
         )
-    return paths | found
+    return (without_change(paths) if "refiner" in found else paths) | found
+
+
+def without_change(paths: Mapping[str, Path]) -> dict[str, Path]:
+    return {name: path for name, path in paths.items() if name != "refiner_change"}
 
 
 def load_parts(
@@ -86,7 +94,14 @@ def load_parts(
             )
         parts[name] = build_part(config, name)
         load_weights(parts[name], paths[name])
+    if "refiner" in parts and "refiner_change" in paths:
+        apply_low_rank(parts["refiner"], paths["refiner_change"])
     return parts
+
+
+def steps_of(config: Mapping[str, Any]) -> int:
+    """The steps that the config's refiner is meant for."""
+    return config.get("reconstruct", {}).get("steps", DEFAULT_STEPS)
 
 
 def build_noise(config: Mapping[str, Any]) -> GaussianDiffusion:

@@ -8,16 +8,11 @@ from torch import Tensor, nn
 
 from diffusion.config import resolve
 from diffusion.data.clips import Batch
-from diffusion.models.perceptual import PerceptualDistance, feature_distance
+from diffusion.models.perceptual import PerceptualDistance
 from diffusion.models.weights import load_weights
 from diffusion.pipelines.padding import pad_reflect
 from diffusion.training.draws import Draws
-from diffusion.training.losses import (
-    FeatureDiscriminator,
-    charbonnier,
-    hinge_losses,
-    log_rmse,
-)
+from diffusion.training.losses import FeatureDiscriminator, PictureLoss, log_rmse
 from diffusion.training.stage import Batches, Stage
 
 FIT_BATCHES = 16  # beyond all steps, so that no step sees them again
@@ -45,10 +40,8 @@ class VAEStage(Stage):
         super().__init__(vae=vae)
         if adversarial_weight:
             self.parts["discriminator"] = FeatureDiscriminator()
-        self.features = PerceptualDistance() if perceptual_weight or adversarial_weight else None
-        self.perceptual_weight, self.latent_weight = perceptual_weight, latent_weight
-        self.adversarial_weight = adversarial_weight
-        self.init_from = init_from
+        self.picture_loss = PictureLoss(perceptual_weight, adversarial_weight)
+        self.latent_weight, self.init_from = latent_weight, init_from
         vae.encoder.requires_grad_(train_encoder)
 
     def prepare(self, batches: Batches) -> None:
@@ -64,22 +57,12 @@ class VAEStage(Stage):
         mean = vae.encoder(frames)
         reconstruction = vae.decoder(mean + vae.posterior_std * draws.normal(mean))
         energy = {"latents": self.latent_weight * latent_energy(mean)}
-        return self.picture_loss(reconstruction, frames) | energy
+        return self.judge(reconstruction, frames) | energy
 
-    def picture_loss(self, reconstruction: Tensor, frames: Tensor) -> dict[str, Tensor]:
-        """Two (N, 3, H, W): what the decoder made, and the original in [-1, 1]."""
-        terms = {"pixels": charbonnier(reconstruction.float() - frames)}
-        if self.features is None:
-            return terms
-        with torch.no_grad():
-            real = self.features.features(frames)
-        fake = self.features.features(reconstruction)
-        terms["perceptual"] = self.perceptual_weight * feature_distance(fake, real).mean()
-        if self.adversarial_weight:
-            judge, judged = hinge_losses(self.parts["discriminator"], real, fake)
-            terms["discriminator"] = judge
-            terms["adversarial"] = self.adversarial_weight * judged
-        return terms
+    def judge(self, reconstruction: Tensor, frames: Tensor) -> dict[str, Tensor]:
+        """Two (N, 3, H, W), the original in [-1, 1] -> terms of the loss."""
+        discriminator = dict(self.parts).get("discriminator")
+        return self.picture_loss(reconstruction, frames, discriminator)
 
     def reconstruct(self, parts: Mapping[str, nn.Module], video: Tensor) -> Tensor:
         return through(parts["vae"], parts["vae"], video)

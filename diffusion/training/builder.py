@@ -25,6 +25,7 @@ from diffusion.training.decoder_stage import DecoderStage
 from diffusion.training.distillation_stage import DistillationStage
 from diffusion.training.frozen import FrozenNetworks
 from diffusion.training.optimizers import DEFAULT_OPTIMIZER, check_optimizer, scaled_lr
+from diffusion.training.picture_stage import OneStepStage, PictureStage
 from diffusion.training.processes import join_processes, sharding
 from diffusion.training.refiner_stage import JointStage, RefinerStage
 from diffusion.training.trainer import Trainer
@@ -33,7 +34,16 @@ from diffusion.utils.errors import ConfigError
 
 STAGES = Registry(
     "stage",
-    [CompressorStage, DecoderStage, DistillationStage, JointStage, RefinerStage, VAEStage],
+    [
+        CompressorStage,
+        DecoderStage,
+        DistillationStage,
+        JointStage,
+        OneStepStage,
+        PictureStage,
+        RefinerStage,
+        VAEStage,
+    ],
 )
 DATA = Registry(
     "data",

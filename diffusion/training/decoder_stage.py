@@ -1,12 +1,11 @@
 """The stage that fits the VAE's decoder to the diffusion transformer in front of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from diffusion.data.clips import Batch
-from diffusion.pipelines.cascade import CascadePipeline
 from diffusion.training.autoencoder_stages import VAEStage, flat
 from diffusion.training.draws import Draws
 from diffusion.training.frozen import FrozenNetworks
@@ -45,13 +44,12 @@ class DecoderStage(VAEStage):
         )
         self.networks = networks
         self.steps, self.refined_share = tuple(steps), refined_share
-        self._cascade: CascadePipeline | None = None
 
     def loss(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         frames = flat(batch.video).contiguous(memory_format=torch.channels_last)
         latents = flat(self.latents(batch.video, draws))  # (B * F, 4, h, w)
         decoded = self.parts["vae"].decoder(latents.contiguous(memory_format=torch.channels_last))
-        return self.picture_loss(decoded, frames)
+        return self.judge(decoded, frames)
 
     @torch.no_grad()
     def latents(self, video: Tensor, draws: Draws) -> Tensor:
@@ -59,15 +57,12 @@ class DecoderStage(VAEStage):
         if draws.shared_uniform() >= self.refined_share:
             mean, std = self.parts["vae"].posterior(video)
             return mean + std * draws.normal(mean)
-        cascade = self.cascade(video.device)
+        cascade = self.networks.pipeline(video.device, "refiner")
         (which,) = draws.shared_integers([len(self.steps) - 1])
         seed = int(2**31 * draws.uniform()[0])  # another one in every process
         return cascade.restore(cascade.encode(video), steps=self.steps[which], seed=seed)
 
-    def cascade(self, device: torch.device) -> CascadePipeline:
-        if self._cascade is None:
-            refiner = self.networks.get("refiner", device)
-            autocast = torch.is_autocast_enabled(device.type)
-            dtype = torch.get_autocast_dtype(device.type) if autocast else torch.float32
-            self._cascade = self.networks.cascade({"refiner": refiner}, device, dtype)
-        return self._cascade
+    def reconstruct(self, parts: Mapping[str, nn.Module], video: Tensor) -> Tensor:
+        """By the cascade, with its usual number of steps."""
+        refiner = self.networks.get("refiner", video.device)
+        return self.networks.cascade({**parts, "refiner": refiner}, video.device).reconstruct(video)

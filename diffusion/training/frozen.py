@@ -1,6 +1,7 @@
 """The networks that a stage needs beside those it trains."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class FrozenNetworks:
     def __init__(self, config: Mapping[str, Any], *, random: bool = False):
         self.config, self.random = config, random
         self._loaded: dict[str, nn.Module] = {}
+        self._pipeline: CascadePipeline | None = None
 
     def fresh(self, name: str) -> nn.Module:
         """A copy of its own, to be trained on."""
@@ -43,13 +45,30 @@ class FrozenNetworks:
             network.to(device)
         return network
 
+    def pipeline(self, device: torch.device, *more: str) -> CascadePipeline:
+        """The pipeline of frozen networks alone, in the precision of the training step.
+
+        more: names of those that it shall have beside autoencoders.
+        """
+        if self._pipeline is None:
+            autocast = torch.is_autocast_enabled(device.type)
+            dtype = torch.get_autocast_dtype(device.type) if autocast else torch.float32
+            parts = {name: self.get(name, device) for name in more}
+            self._pipeline = self.cascade(parts, device, dtype)
+        return self._pipeline
+
     def cascade(
         self,
         parts: Mapping[str, nn.Module],
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ) -> CascadePipeline:
-        """The pipeline of the config around `parts`, which it freezes, and the others it needs."""
+        """The pipeline of the config around `parts`, as they are now, and the others it needs."""
+        # The pipeline freezes what it is given; what still trains must not be.
+        parts = {
+            name: deepcopy(part) if any(p.requires_grad for p in part.parameters()) else part
+            for name, part in parts.items()
+        }
         uses_base = self.config.get("conditioning", {}).get("residual_std") is not None
         names = {"compressor", "vae", *(["previewer"] if uses_base else [])} - parts.keys()
         others = {name: self.get(name, device) for name in names}

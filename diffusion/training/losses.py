@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from diffusion.models.perceptual import PerceptualDistance, feature_distance
+
 
 def charbonnier(difference: Tensor, epsilon: float = 1e-2) -> Tensor:
     """Smooth L1: sqrt(d^2 + eps^2), averaged (Charbonnier et al., 1994)."""
@@ -66,6 +68,39 @@ def hinge_losses(
     fixed = {name: p.detach() for name, p in discriminator.named_parameters()}
     judged = torch.func.functional_call(discriminator, fixed, (fake,))
     return loss, -_mean(x.mean() for x in judged)
+
+
+class PictureLoss(nn.Module):
+    """How far decoded frames are from the original: in pixels, in features, to a judge.
+
+    perceptual_weight: of the distance of features. adversarial_weight: of what a discriminator of
+    these features holds against the frames. Features are computed once for both.
+    """
+
+    def __init__(self, perceptual_weight: float, adversarial_weight: float):
+        super().__init__()
+        self.perceptual_weight, self.adversarial_weight = perceptual_weight, adversarial_weight
+        self.features = PerceptualDistance() if perceptual_weight or adversarial_weight else None
+
+    def forward(
+        self, decoded: Tensor, frames: Tensor, discriminator: FeatureDiscriminator | None = None
+    ) -> dict[str, Tensor]:
+        """Two (N, 3, H, W), about [-1, 1] -> weighted terms. Channels last is faster.
+
+        discriminator: trained by the same terms; needed where `adversarial_weight` is not zero.
+        """
+        terms = {"pixels": charbonnier(decoded.float() - frames)}
+        if self.features is None:
+            return terms
+        with torch.no_grad():
+            real = self.features.features(frames)
+        fake = self.features.features(decoded)
+        terms["perceptual"] = self.perceptual_weight * feature_distance(fake, real).mean()
+        if self.adversarial_weight:
+            judge, judged = hinge_losses(discriminator, real, fake)
+            terms["discriminator"] = judge
+            terms["adversarial"] = self.adversarial_weight * judged
+        return terms
 
 
 def _mean(values: Iterable[Tensor]) -> Tensor:

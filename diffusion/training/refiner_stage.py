@@ -1,7 +1,6 @@
 """The stages that train the diffusion transformer, alone or together with the compressor."""
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from functools import partial
 
 import torch
@@ -132,12 +131,7 @@ class RefinerStage(Stage):
 
     def reconstruct(self, parts: Mapping[str, nn.Module], video: Tensor) -> Tensor:
         """By the cascade of the config, with `parts` in it and its usual number of steps."""
-        # The pipeline freezes what it is given; what still trains must not be.
-        frozen = {
-            name: deepcopy(part) if any(p.requires_grad for p in part.parameters()) else part
-            for name, part in parts.items()
-        }
-        pipeline = self._networks().cascade(frozen, video.device)
+        pipeline = self._networks().cascade(parts, video.device)
         return pipeline.reconstruct(video, sampler="euler" if self.noise.is_flow else "euler_a")
 
     def _networks(self) -> FrozenNetworks:

@@ -214,6 +214,14 @@ def test_weights_of_another_folder(reconstruct, clip, tiny_config, tmp_path):
     assert metrics["weights"]["vae"] == str(tiny_config.parent / "vae.safetensors")
 
 
+def test_steps_are_the_configs_unless_given(reconstruct, commands, clip, tmp_path):
+    folder = commands.config.parent
+    config = tiny.write_config(tmp_path / "quick.py", "reconstruct = dict(steps=1)\n", folder)
+    commands.ok("reconstruct", clip, "--output-dir", tmp_path / "out", config=config)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["steps"] == 1
+    assert reconstruct(clip, "--steps", 3, config=config)[1]["steps"] == 3
+
+
 def test_options_change_the_config(reconstruct, clip):
     reconstruct(clip, "--cfg-options", "cascade.window=4", "cascade.tile=8", "model_id=other")
 

@@ -48,6 +48,16 @@ def test_which_weights(config, tiny_config, tmp_path):
     (tmp_path / "vae.safetensors").touch()
     assert weights_of(config, tmp_path) == own | {"vae": tmp_path / "vae.safetensors"}
 
+    # a change of the refiner goes with the refiner that it was learnt from
+    change = tmp_path / "refiner_change.safetensors"
+    config = load_config(tiny_config, [f"weights.refiner_change={change}"])
+    assert weights_of(config, tmp_path)["refiner_change"] == change
+    assert weights_of(config, file) == own | {"refiner": file}
+    (tmp_path / "refiner.safetensors").touch()
+    assert "refiner_change" not in weights_of(config, tmp_path)
+    change.touch()
+    assert weights_of(config, tmp_path)["refiner_change"] == change
+
     (tmp_path / "empty").mkdir()
     with pytest.raises(WeightsError, match=r"empty: holds none of compressor\.safetensors"):
         weights_of(config, tmp_path / "empty")
