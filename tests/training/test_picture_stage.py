@@ -10,7 +10,6 @@ from diffusion.pipelines.builder import build_cascade, build_part
 from diffusion.training.picture_stage import OneStepStage, PictureStage
 from diffusion.utils.errors import ConfigError
 
-
 PIXELS = {"adversarial_weight": 0.0, "perceptual_weight": 0.0}
 
 
