@@ -22,6 +22,8 @@ def print_benchmark(result: Mapping[str, Any]) -> None:
         console.print(f"  {part}: {millions:.1f} M parameters, weights: {source}", highlight=False)
     if "stages" in result:
         console.print(stage_table(result))
+        if result["sizes_compared"]:
+            console.print(size_table(result))
     refiner = result["refiner"]
     size = "x".join(map(str, refiner["size"]))
     table = Table(
@@ -60,4 +62,20 @@ def stage_table(result: Mapping[str, Any]) -> Table:
     table.add_row("all", f"{result['seconds']:.3f}", "")
     for steps, seconds in result["steps_compared"].items():
         table.add_row(f"all, {steps} steps", f"{seconds:.3f}", "")
+    return table
+
+
+def size_table(result: Mapping[str, Any]) -> Table:
+    size = f"{result['frames']}x{result['height']}x{result['width']}"
+    rows = result["sizes_compared"] | {size: result}
+    table = Table(title=f"seconds by size and steps; all others are of {result['steps']} steps")
+    stages, steps = list(result["stages"]), [*result["steps_compared"]]
+    table.add_column("frames, height, width")
+    for column in (*stages, "all", *(f"all, {count}" for count in steps), "peak MB"):
+        table.add_column(column, justify="right")
+    for name, row in rows.items():
+        times = [*(row["stages"][stage]["seconds"] for stage in stages), row["seconds"]]
+        times += [row["steps_compared"][count] for count in steps]
+        peak = max(stage["peak_memory_mb"] for stage in row["stages"].values())
+        table.add_row(name, *(f"{seconds:.2f}" for seconds in times), f"{peak:.0f}")
     return table
