@@ -66,16 +66,15 @@ def stage_table(result: Mapping[str, Any]) -> Table:
 
 
 def size_table(result: Mapping[str, Any]) -> Table:
+    """All stages of every size, by numbers of steps."""
     size = f"{result['frames']}x{result['height']}x{result['width']}"
-    rows = result["sizes_compared"] | {size: result}
-    table = Table(title=f"seconds by size and steps; all others are of {result['steps']} steps")
-    stages, steps = list(result["stages"]), [*result["steps_compared"]]
-    table.add_column("frames, height, width")
-    for column in (*stages, "all", *(f"all, {count}" for count in steps), "peak MB"):
+    table = Table(title="seconds of all stages")
+    table.add_column("size")
+    counts = sorted({*result["steps_compared"], result["steps"]})
+    for column in (*(f"{count} steps" for count in counts), "peak MB"):
         table.add_column(column, justify="right")
-    for name, row in rows.items():
-        times = [*(row["stages"][stage]["seconds"] for stage in stages), row["seconds"]]
-        times += [row["steps_compared"][count] for count in steps]
+    for name, row in (result["sizes_compared"] | {size: result}).items():
+        times = {result["steps"]: row["seconds"]} | row["steps_compared"]
         peak = max(stage["peak_memory_mb"] for stage in row["stages"].values())
-        table.add_row(name, *(f"{seconds:.2f}" for seconds in times), f"{peak:.0f}")
+        table.add_row(name, *(f"{times[count]:.2f}" for count in counts), f"{peak:.0f}")
     return table
