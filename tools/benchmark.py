@@ -18,6 +18,14 @@ from diffusion.utils.cli import CommandParser, run_command
 from diffusion.utils.files import make_folder, replacing
 
 
+def clip_size(text: str) -> tuple[int, int, int]:
+    frames, height, width = (whole_number(1, 8192)(side) for side in text.split("x"))
+    return frames, height, width
+
+
+clip_size.__name__ = "size such as 16x512x512"  # argparse names the type in its message
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(description=__doc__)
     parser.add_argument("config", metavar="CONFIG")
@@ -38,6 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="the refiner's forward in these ways, against eager fp32",
     )
     parser.add_argument("--compare-steps", type=whole_number(1), nargs="+", default=[])
+    parser.add_argument(
+        "--compare-sizes", type=clip_size, nargs="+", default=[], metavar="FxHxW", help="of clips"
+    )
     parser.add_argument("--attention", help="sdpa, xformers, flash_attn; default: the config's")
     parser.add_argument("--compile", action="store_true", help="every block by itself")
     parser.add_argument("--channels-last", action="store_true", help="the VAE's weights")
@@ -65,7 +76,12 @@ def main(args: argparse.Namespace) -> None:
         weights=args.weights,
         stage=args.stage,
         options=Options(
-            args.compare, args.compare_steps, args.attention, args.compile, args.channels_last
+            compare=args.compare,
+            compare_steps=args.compare_steps,
+            compare_sizes=args.compare_sizes,
+            attention=args.attention,
+            compiled=args.compile,
+            channels_last=args.channels_last,
         ),
         warmup=args.warmup,
         repeat=args.repeat,

@@ -8,6 +8,8 @@ continues with what is missing. A model is one of
   bicubic, h264             bicubic:VALUES_PER_PIXEL, h264:BITS_PER_PIXEL
   diffusers:FOLDER          an autoencoder of diffusers; or its repository's name
   stablecascade             its decoder; or stablecascade:FOLDER
+  upscale, interpolate      of a quarter of the sides, of the frames; beside them
+                            upscale_compressor, bicubic:3/16, frames:blended, frames:repeated
 
 On several GPUs: --workers N, or torchrun. As published: --protocol inter4k-200 --videos Inter4K
 """

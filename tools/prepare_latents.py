@@ -31,6 +31,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--short-edge", type=whole_number(32), nargs=2, default=(256, 512), metavar="PIXELS"
     )
+    parser.add_argument(
+        "--enlarged",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of the clips, with the condition that tools/upscale.py gives",
+    )
+    parser.add_argument(
+        "--stretched", type=float, default=0.0, metavar="SHARE", help="tools/interpolate.py"
+    )
     parser.add_argument("--seed", type=whole_number(0), default=0)
     parser.add_argument("--part", help="i/n: the i-th of n processes, from 1/n to n/n")
     parser.add_argument("--shard-clips", type=count, default=32, help="clips per shard")
@@ -47,13 +57,17 @@ def main(args: argparse.Namespace) -> None:
     low, high = args.short_edge
     if low > high:
         raise UserError(f"--short-edge {low} {high}: the least comes first")
+    shares = (args.enlarged, args.stretched)
+    if min(shares) < 0 or sum(shares) > 1:
+        raise UserError(f"--enlarged {shares[0]} --stretched {shares[1]}: shares of 0 to 1 in all")
     part = Part.of_process()
     if args.part:
         match = re.fullmatch(r"(\d+)/(\d+)", args.part)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise UserError(f"--part {args.part}: is not of the form i/n, such as 1/4")
         part = Part(int(match[1]) - 1, int(match[2]))
-    what = Segments(args.segments, args.num_frames, args.frame_stride, (low, high), args.seed)
+    lengths = (args.segments, args.num_frames, args.frame_stride)
+    what = Segments(*lengths, (low, high), args.seed, *shares)
     prepare_latents(
         load_config(args.config, args.cfg_options),
         args.output,

@@ -17,7 +17,8 @@ refiner = dict(
 )
 noise = dict(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2")
 conditioning = dict(residual_std=[0.367, 0.377, 0.495, 0.614])
-cascade = dict(window=8, window_overlap=2, euler_a_spacing="angle")
+# of all overlaps, 3 flickers least at the borders of windows (docs/large_videos.md)
+cascade = dict(window=8, window_overlap=3, euler_a_spacing="angle")
 weights = dict(
     compressor="pretrained/compact/compressor.safetensors",
     previewer="pretrained/compact/previewer.safetensors",

@@ -32,17 +32,23 @@ class Workload:
     steps: int = 8
     sampler: str = "euler_a"
 
+    @property
+    def size(self) -> str:
+        return f"{self.frames}x{self.height}x{self.width}"
+
 
 @dataclass(frozen=True)
 class Options:
     """How the networks compute, and what is compared.
 
     compare: "dtypes", "attention", "compile": forwards of the refiner against eager fp32.
-    compare_steps: numbers of sampler steps, all stages each.
+    compare_steps: numbers of sampler steps, for which all stages are measured too.
+    compare_sizes: (F, H, W) of clips, likewise.
     """
 
     compare: Sequence[str] = ()
     compare_steps: Sequence[int] = ()
+    compare_sizes: Sequence[tuple[int, int, int]] = ()
     attention: str | None = None
     compiled: bool = False
     channels_last: bool = False
@@ -81,11 +87,12 @@ def benchmark(
     }
     prepare(pipeline, options)
     if stage == "all":
-        result |= measure_stages(pipeline, workload, timer)
-        result["steps_compared"] = {
-            steps: measure_stages(pipeline, replace(workload, steps=steps), timer)["seconds"]
-            for steps in options.compare_steps
-        }
+        result["sizes_compared"] = {}
+        for frames, height, width in options.compare_sizes:
+            other = replace(workload, frames=frames, height=height, width=width)
+            measured = measure_stages(pipeline, other, timer, options.compare_steps)
+            result["sizes_compared"][other.size] = measured
+        result |= measure_stages(pipeline, workload, timer, options.compare_steps)
     size = refiner_size(config, pipeline, workload)
     result["refiner"] = measure_refiner(pipeline.refiner, size, dtype, timer, options.compare)
     return result
@@ -122,22 +129,21 @@ def load_or_draw(
     return parts, sources
 
 
-def measure_stages(pipeline: CascadePipeline, workload: Workload, timer: Timer) -> dict[str, Any]:
+def measure_stages(
+    pipeline: CascadePipeline, workload: Workload, timer: Timer, compare_steps: Sequence[int] = ()
+) -> dict[str, Any]:
     """`stages`: time and memory of each, on a random video and on what the one before gave.
 
-    `seconds`: of all.
+    `seconds`: of all. `steps_compared`: the same with other numbers of steps.
     """
     generator = torch.Generator().manual_seed(0)
     size = (1, 3, workload.frames, workload.height, workload.width)
     video = torch.rand(size, generator=generator) * 2 - 1
     made: dict[str, torch.Tensor] = {}
 
-    def restore() -> torch.Tensor:
+    def restore(steps: int = workload.steps) -> torch.Tensor:
         return pipeline.restore(
-            made["encode"],
-            steps=workload.steps,
-            sampler=workload.sampler,
-            preview=made["preview"],
+            made["encode"], steps=steps, sampler=workload.sampler, preview=made["preview"]
         )
 
     stages = {
@@ -150,7 +156,13 @@ def measure_stages(pipeline: CascadePipeline, workload: Workload, timer: Timer) 
         name: timer(lambda name=name, run=run: made.update({name: run()}))
         for name, run in stages.items()
     }
-    return {"stages": measured, "seconds": sum(stage["seconds"] for stage in measured.values())}
+    seconds = sum(stage["seconds"] for stage in measured.values())
+    others = seconds - measured["denoise"]["seconds"]
+    compared = {
+        steps: others + timer(lambda steps=steps: restore(steps))["seconds"]
+        for steps in compare_steps
+    }
+    return {"stages": measured, "seconds": seconds, "steps_compared": compared}
 
 
 def refiner_size(

@@ -22,6 +22,8 @@ def print_benchmark(result: Mapping[str, Any]) -> None:
         console.print(f"  {part}: {millions:.1f} M parameters, weights: {source}", highlight=False)
     if "stages" in result:
         console.print(stage_table(result))
+        if result["sizes_compared"]:
+            console.print(size_table(result))
     refiner = result["refiner"]
     size = "x".join(map(str, refiner["size"]))
     table = Table(
@@ -60,4 +62,19 @@ def stage_table(result: Mapping[str, Any]) -> Table:
     table.add_row("all", f"{result['seconds']:.3f}", "")
     for steps, seconds in result["steps_compared"].items():
         table.add_row(f"all, {steps} steps", f"{seconds:.3f}", "")
+    return table
+
+
+def size_table(result: Mapping[str, Any]) -> Table:
+    """All stages of every size, by numbers of steps."""
+    size = f"{result['frames']}x{result['height']}x{result['width']}"
+    table = Table(title="seconds of all stages")
+    table.add_column("size")
+    counts = sorted({*result["steps_compared"], result["steps"]})
+    for column in (*(f"{count} steps" for count in counts), "peak MB"):
+        table.add_column(column, justify="right")
+    for name, row in (result["sizes_compared"] | {size: result}).items():
+        times = {result["steps"]: row["seconds"]} | row["steps_compared"]
+        peak = max(stage["peak_memory_mb"] for stage in row["stages"].values())
+        table.add_row(name, *(f"{times[count]:.2f}" for count in counts), f"{peak:.0f}")
     return table

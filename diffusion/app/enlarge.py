@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusion.app.clip import ClipSource
+from diffusion.app.clip import ClipSource, every_nth
 from diffusion.app.reconstruct import CHUNK, decode_pieces, single_frames
 from diffusion.app.stages import Stages, peak_memory_mb
 from diffusion.app.unfinished import UnfinishedRun
@@ -64,18 +64,19 @@ def upscale(
 def interpolate(
     pipeline: CascadePipeline,
     clip: ClipSource,
-    original: ClipSource | None,
     folder: Path,
     run: UnfinishedRun,
     *,
     factor: int,
+    from_original: bool,
     **sampling: Any,
 ) -> dict[str, Any]:
     """The clip with factor - 1 new frames between any two, beside repeated and blended frames.
 
-    original: the clip with those frames, where they are known: all three are measured against it.
+    from_original: take every `factor`th frame first, and measure all three against the clip.
     """
-    stages, size = Stages(), (clip.height, clip.width)
+    stages, size, original = Stages(), (clip.height, clip.width), clip
+    clip = every_nth(clip, factor) if from_original else clip
     num_frames = stretched_length(clip.num_frames, factor)
 
     def videos() -> Iterator[Tensor]:
@@ -84,10 +85,13 @@ def interpolate(
     latents = stretch(stages.each("encode", map(pipeline.encode, videos())), factor)
     pieces = ((piece, None) for piece in latents)
     restored = decode_pieces(pipeline, pieces, size, num_frames, run, stages, **sampling)
-    columns = {} if original is None else {ORIGINAL: (v[None] for v in original.chunks(CHUNK))}
+    columns = {ORIGINAL: (v[None] for v in original.chunks(CHUNK))} if from_original else {}
     columns |= {"repeated": repeat(videos(), factor), "blended": stretch(videos(), factor)}
     columns[RESULT] = (video[..., : size[0], : size[1]].cpu() for video in restored)
     return compare(columns, num_frames, factor * clip.fps, folder) | described(pipeline, stages)
+
+
+KINDS = {"upscale": upscale, "interpolate": interpolate}
 
 
 def described(pipeline: CascadePipeline, stages: Stages) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -18,11 +19,15 @@ from diffusion.data.segments import places, read_segment, shrink
 from diffusion.data.video_list import list_videos
 from diffusion.pipelines.builder import build_cascade, weights_of
 from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.interpolate import stretch
+from diffusion.pipelines.upscale import enlarge, reduce
 from diffusion.utils.errors import ConfigError, UserError, VideoError
 
 log = logging.getLogger(__name__)
 
 AUTOENCODERS = ("compressor", "previewer", "vae")
+CONDITIONS = ("own", "enlarged", "stretched")
+FACTOR = 4  # of sides or frames
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Segments:
 
     segments: clips per video, spread over its length.
     short_edge: least and most pixels, drawn between them per clip.
+    enlarged, stretched: shares of the clips whose condition is that of tools/upscale.py, from a
+        quarter of the sides, or of tools/interpolate.py, from a quarter of the frames.
     """
 
     segments: int = 2
@@ -38,6 +45,13 @@ class Segments:
     frame_stride: int = 1
     short_edge: tuple[int, int] = (256, 512)
     seed: int = 0
+    enlarged: float = 0.0
+    stretched: float = 0.0
+
+    def draw_condition(self, rng: np.random.Generator) -> str:
+        """One of CONDITIONS."""
+        shares = (self.enlarged, self.stretched)
+        return str(rng.choice(CONDITIONS, p=(1 - sum(shares), *shares)))
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,8 @@ def prepare_latents(
                 rng = seeded(what.seed, int(name.partition("-")[0], 16), i)
                 frames = read_segment(path, place, what.num_frames, what.frame_stride, rng)
                 video = shrink(frames, what.short_edge, rng)[None]
-                output.add(name, str(path), encode(pipeline, video))
+                condition = what.draw_condition(rng)
+                output.add(name, str(path), encode(pipeline, video, condition))
                 encoded += 1
         except VideoError as error:
             left_out += 1
@@ -94,13 +109,25 @@ def prepare_latents(
     return total
 
 
-def encode(pipeline: CascadePipeline, video: torch.Tensor) -> dict[str, torch.Tensor]:
-    """(1, 3, F, H, W) -> what LatentBatch holds of one clip: (C, F, h, w) by name."""
-    semantic = pipeline.encode(video)
+def encode(
+    pipeline: CascadePipeline, video: torch.Tensor, condition: str = "own"
+) -> dict[str, torch.Tensor]:
+    """(1, 3, F, H, W) -> what LatentBatch holds of one clip: (C, F, h, w) by name.
+
+    condition: "own" is what the clip itself gives; "enlarged" and "stretched": see Segments.
+    """
+    preview = None
+    if condition == "enlarged":
+        preview = enlarge(reduce(video, FACTOR), FACTOR)  # as Upscaler does
+    if condition == "stretched":
+        semantic = torch.cat(list(stretch([pipeline.encode(video[:, :, ::FACTOR])], FACTOR)), dim=2)
+        video = video[:, :, : semantic.shape[2]]  # nothing is known of what comes later
+    else:
+        semantic = pipeline.encode(video if preview is None else preview)
     tensors = {
         "target": pipeline.encode_vae(video),
         "semantic": semantic,
-        "base": pipeline.base(semantic),
+        "base": pipeline.base(semantic, preview),
     }
     return {name: tensor[0] for name, tensor in tensors.items() if tensor is not None}
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from tqdm import tqdm
 from diffusion.utils.progress import displayed
 
 T = TypeVar("T")
+PEAK_RESET = Path("/proc/self/clear_refs")
 
 
 class Stages:
@@ -60,6 +62,14 @@ class Stages:
         if self._running:
             self.seconds[self._running[-1]] += now - self._since
         self._since = now
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Count `peak_memory_mb` from now on, where the system can (CUDA, Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif PEAK_RESET.exists():
+        PEAK_RESET.write_text("5")  # proc(5): the resident set's peak becomes its size
 
 
 def peak_memory_mb(device: torch.device) -> float:

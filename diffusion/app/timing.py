@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from diffusion.app.stages import peak_memory_mb
+from diffusion.app.stages import peak_memory_mb, reset_peak_memory
 
 DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -23,8 +23,7 @@ class Timer:
 
     def __call__(self, run: Callable[[], Any]) -> dict[str, Any]:
         """`seconds` is the median, `runs` are all; memory as `peak_memory_mb` counts it."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        reset_peak_memory(self.device)
         runs = [self.once(run) for _ in range(self.warmup + self.repeat)][self.warmup :]
         return {
             "seconds": statistics.median(runs),

@@ -1,11 +1,13 @@
 """Codecs by name."""
 
 from collections.abc import Callable
+from functools import partial
 
 from diffusion.evaluation.codec import Codec, CodecOptions, Encoded
 from diffusion.evaluation.codecs_cascade import CascadeCodec, PreviewCodec, VAECodec
 from diffusion.evaluation.codecs_classic import BicubicCodec, H264Codec, LinearCodec
 from diffusion.evaluation.codecs_diffusers import DiffusersCodec
+from diffusion.evaluation.codecs_enlarging import FrameCodec, InterpolateCodec, UpscaleCodec
 from diffusion.evaluation.codecs_stable_cascade import StableCascadeCodec
 from diffusion.utils.errors import UserError
 
@@ -14,12 +16,17 @@ __all__ = ["SPECS", "Codec", "CodecOptions", "Encoded", "build_codec", "parse_sp
 # Name of a model -> (what builds it from its own name, what follows a colon, the options; the
 # default of what follows). None: it must be given.
 Builder = Callable[[str, str, CodecOptions], Codec]
+COMPACT = "configs/compact.effn-f32.py"
 SPECS: dict[str, tuple[Builder, str | None]] = {
-    "compact": (CascadeCodec, "configs/compact.effn-f32.py"),
+    "compact": (CascadeCodec, COMPACT),
     "s1024": (CascadeCodec, "configs/s1024.effn-f32.py"),
-    "previewer": (PreviewCodec, "configs/compact.effn-f32.py"),
-    "vae": (VAECodec, "configs/compact.effn-f32.py"),
-    "linear": (LinearCodec, "configs/compact.effn-f32.py"),
+    "previewer": (PreviewCodec, COMPACT),
+    "vae": (VAECodec, COMPACT),
+    "linear": (LinearCodec, COMPACT),
+    "upscale": (UpscaleCodec, COMPACT),
+    "upscale_compressor": (partial(UpscaleCodec, condition="compressor"), COMPACT),
+    "interpolate": (InterpolateCodec, COMPACT),
+    "frames": (FrameCodec, "blended"),
     "bicubic": (BicubicCodec, "16/1024"),
     "h264": (H264Codec, "0.25"),
     "stablecascade": (StableCascadeCodec, "stabilityai/stable-cascade"),
@@ -30,8 +37,9 @@ SPECS: dict[str, tuple[Builder, str | None]] = {
 def build_codec(spec: str, options: CodecOptions | None = None) -> Codec:
     """`spec`: NAME, NAME:ARGUMENT or the path of a cascade's config.
 
-    previewer, vae and linear take the CONFIG they are parts of, bicubic the values per pixel, h264
-    the bits per pixel, stablecascade and diffusers a folder or the name of a repository.
+    previewer, vae and linear take the CONFIG they are parts of, as do upscale, upscale_compressor
+    and interpolate, frames "blended" or "repeated", bicubic the values per pixel, h264 the bits per
+    pixel, stablecascade and diffusers a folder or the name of a repository.
     """
     build, argument = parse_spec(spec)
     return build(spec, argument, options or CodecOptions())

@@ -174,11 +174,13 @@ INTER4K_200 = Protocol(
     ),
 )
 WHOLE_16 = Protocol(name="whole-16", short_edge=512, only_shrink=True, num_frames=16)
+# four times as many frames between 5 of them are 17
+SMALL_17 = Protocol(name="small-17", short_edge=256, only_shrink=True, num_frames=17)
 
-PROTOCOLS = {protocol.name: protocol for protocol in (INTER4K_200, WHOLE_16)}
+PROTOCOLS = {protocol.name: protocol for protocol in (INTER4K_200, WHOLE_16, SMALL_17)}
 
 
 def get_protocol(name: str) -> Protocol:
     if name not in PROTOCOLS:
-        raise UserError(f"--protocol {name!r} is unknown; use {' or '.join(PROTOCOLS)}")
+        raise UserError(f"--protocol {name!r} is unknown; use {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]

@@ -231,7 +231,7 @@ class CascadePipeline:
         """The windows in which the refiner sees a clip; results come in their segments."""
         if self.published:
             return published_windows(num_frames, self.window)
-        return blended_spans(num_frames, self.window, self.window_overlap)
+        return chunk_spans(num_frames, self.window, self.window_overlap)
 
     def decode_vae(self, latents: Tensor) -> Tensor:
         """VAE latents (B, 4, F, 4h, 4w) -> (B, 3, F, 32h, 32w) in [-1, 1]."""

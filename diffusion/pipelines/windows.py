@@ -108,7 +108,7 @@ def blended_spans(length: int, window: int, overlap: int, multiple: int = 1) -> 
 
 
 def chunk_spans(length: int, chunk: int, overlap: int) -> Spans:
-    """Time as `VideoVAE.decode` cuts it: the last chunk moves back to end at the last frame."""
+    """Equal steps; the last chunk moves back to end at the last frame, as in `VideoVAE.decode`."""
     starts = span_starts(length, chunk, overlap)
     return Spans(tuple(starts), min(chunk, length), span_weights(starts, chunk, length))
 

@@ -87,6 +87,24 @@ def test_step_counts_are_compared(measure):
     assert "all, 3 steps" in printed
 
 
+def test_sizes_are_compared(measure):
+    result, printed = measure("--compare-sizes", "1x64x64", "9x32x64", "--compare-steps", 1)
+    assert list(result["sizes_compared"]) == ["1x64x64", "9x32x64"]
+    for measured in result["sizes_compared"].values():
+        assert list(measured["stages"]) == list(result["stages"])
+        others = measured["seconds"] - measured["stages"]["denoise"]["seconds"]
+        assert measured["steps_compared"]["1"] > others > 0
+    for size in ("1x64x64", "9x32x64", "3x70x96"):
+        assert size in printed
+
+
+def test_the_peak_of_memory_is_of_what_was_measured():
+    timer = Timer(torch.device("cpu"), warmup=0, repeat=1)
+    large = timer(lambda: torch.zeros(50_000_000).sum())["peak_memory_mb"]
+    small = timer(lambda: torch.zeros(5).sum())["peak_memory_mb"]
+    assert large - small > 150
+
+
 def test_options_of_the_networks_change_no_result(measure):
     result, _ = measure("--attention", "sdpa", "--channels-last")
     assert result["seconds"] > 0

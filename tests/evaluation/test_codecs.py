@@ -13,6 +13,7 @@ from diffusion.evaluation.codec import weights_digest
 from diffusion.evaluation.codecs import CodecOptions, build_codec
 from diffusion.evaluation.metrics import psnr
 from diffusion.pipelines.builder import build_cascade
+from diffusion.pipelines.upscale import Upscaler
 from diffusion.utils.errors import UserError
 
 # Class -> spatial compression, temporal compression, and the lengths it takes: first + n * step.
@@ -125,6 +126,7 @@ def test_folders_without_an_autoencoder_are_refused(tmp_path, folders):
         ("h264:", "colon"),
         ("h264:fast", "positive number"),
         ("bicubic:4", "3 values"),
+        ("frames:dropped", "blended, repeated"),
         ("linear:configs/s1024.effn-f32.py", "effnet_encoder|linear part"),
         ("nowhere.py", "no such config"),
     ],
@@ -190,6 +192,43 @@ def test_the_parts_of_a_cascade(tiny_config):
     assert vae.encode(clip).bits == 16 * 4 * 3 * (9 * 12)
     assert cascade.facts() | {"parameters": 0} == preview.facts() | {"parameters": 0}
     assert vae.facts()["values_per_pixel"] == 4 / 64
+
+
+@pytest.mark.parametrize(
+    ("name", "condition"), [("upscale", "enlarged"), ("upscale_compressor", "compressor")]
+)
+def test_a_quarter_of_the_size_is_restored(tiny_config, name, condition):
+    codec, clip = build_codec(f"{name}:{tiny_config}", CodecOptions(steps=1)), video(3, 70, 96)
+    encoded = codec.encode(clip)
+    assert encoded.data.shape == (1, 3, 3, 18, 24)  # 70 rows become 72
+    assert codec.facts()["bits_per_pixel"] == build_codec("bicubic:3/16").facts()["bits_per_pixel"]
+    pipeline = build_cascade(load_config(tiny_config))
+    pieces = Upscaler(pipeline, 4, condition).pieces([encoded.data.float()])
+    latents = torch.cat(list(pipeline.restore_stream(pieces, 3, steps=1)), dim=2)
+    expected = pipeline.decode_vae(latents)[..., :70, :96]
+    torch.testing.assert_close(codec.decode(encoded), expected)
+
+
+@pytest.mark.parametrize("frames", [1, 9, 11])
+def test_a_quarter_of_the_frames_is_restored(tiny_config, frames):
+    clip, known = video(frames, 64, 64), range(0, frames, 4)
+    cascade = build_codec(f"interpolate:{tiny_config}", CodecOptions(steps=1))
+    blended, repeated = (build_codec(f"frames:{kind}") for kind in ("blended", "repeated"))
+    for codec in (cascade, blended, repeated):
+        encoded = codec.encode(clip)
+        assert encoded.data.shape[2] == len(known)
+        decoded = codec.decode(encoded)
+        assert decoded.shape == clip.shape
+        held = decoded[:, :, known[-1] :]
+        assert torch.equal(held, held[:, :, :1].expand_as(held))
+        if codec is not cascade:
+            torch.testing.assert_close(decoded[:, :, known], clip[:, :, known], rtol=0, atol=1e-3)
+    if frames > 1:
+        shown = repeated.decode(repeated.encode(clip))
+        assert torch.equal(shown[:, :, 0:1], shown[:, :, 3:4])
+        mixed = blended.decode(blended.encode(clip))
+        middle = (mixed[:, :, 0] + mixed[:, :, 4]) / 2
+        torch.testing.assert_close(mixed[:, :, 2], middle)
 
 
 class TestStableCascade:

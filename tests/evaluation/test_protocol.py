@@ -139,7 +139,7 @@ def test_the_published_preset():
 
 
 def test_unknown_or_impossible_protocols_are_refused():
-    with pytest.raises(UserError, match="'inter4k' is unknown; use inter4k-200 or whole-16"):
+    with pytest.raises(UserError, match="use inter4k-200, whole-16, small-17"):
         get_protocol("inter4k")
     with pytest.raises(UserError, match="num_frames is 0"):
         replace(WHOLE_16, num_frames=0)

@@ -12,8 +12,12 @@ from safetensors.torch import load_file
 from video_files import encode, moving_frames
 
 from diffusion.app import prepare_latents as app
+from diffusion.config import load_config
 from diffusion.data.latent_cache import RandomLatents
 from diffusion.data.latent_folder import read_index
+from diffusion.data.transforms import to_float
+from diffusion.pipelines.builder import build_cascade
+from diffusion.pipelines.upscale import Upscaler, reduce
 
 OPTIONS = ("--num-frames", 4, "--short-edge", 32, 64, "--dtype", "fp32", "--device", "cpu")
 
@@ -105,6 +109,32 @@ def test_refusals(commands, config, tmp_path, tiny_config):
     without = tiny.write_config(tmp_path / "without.py", weights=tiny_config.parent)
     refused = commands.refused("prepare_latents", without, "--output", tmp_path / "x")
     assert "no 'video_list'" in refused
+
+
+def test_conditions_of_enlarged_and_stretched_clips(commands, config, tmp_path):
+    """They are those of sampling; the target stays that of the clip itself."""
+    pipeline = build_cascade(load_config(config))
+    video = to_float(moving_frames(6, 64, 96))[None]
+    own, enlarged, stretched = (app.encode(pipeline, video, kind) for kind in app.CONDITIONS)
+    assert torch.equal(enlarged["target"], own["target"])
+    assert torch.equal(stretched["target"], own["target"][:, :5])
+    ((semantic, larger),) = Upscaler(pipeline, 4).pieces([reduce(video, 4)])
+    assert torch.equal(enlarged["semantic"], semantic[0])
+    assert torch.equal(enlarged["base"], pipeline.encode_vae(larger)[0])
+    middle = (own["semantic"][:, 0] + own["semantic"][:, 4]) / 2
+    torch.testing.assert_close(stretched["semantic"][:, 2], middle)
+    assert stretched["base"].shape == stretched["target"].shape
+
+    prepare = ("prepare_latents", config, *OPTIONS, "--num-frames", 5, "--output")
+    commands.ok(*prepare, tmp_path / "own")
+    commands.ok(*prepare, tmp_path / "mixed", "--enlarged", 0.5)
+    own, mixed = tensors(tmp_path / "own"), tensors(tmp_path / "mixed")
+    changed = {key for key in own if not torch.equal(own[key], mixed[key])}
+    assert changed
+    assert {key.split()[-1].split(".")[-1] for key in changed} == {"semantic", "base"}
+    assert len(changed) < 2 * 6  # of some clips, not of all
+    refused = commands.refused(*prepare, tmp_path / "x", "--enlarged", 0.6, "--stretched", 0.6)
+    assert "shares of 0 to 1" in refused
 
 
 @pytest.mark.slow
