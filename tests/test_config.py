@@ -15,9 +15,7 @@ from diffusion.training.builder import DATA, PROVIDERS, STAGES
 from diffusion.training.trainer import Trainer
 from diffusion.utils.errors import ConfigError
 
-SHIPPED = sorted(
-    (path for path in (ROOT / "configs").rglob("*.py") if path.parent.name != "_base_")
-)
+SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.py") if path.parent.name != "_base_")
 
 
 @pytest.fixture
