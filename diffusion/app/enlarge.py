@@ -73,7 +73,7 @@ def interpolate(
 ) -> dict[str, Any]:
     """The clip with factor - 1 new frames between any two, beside repeated and blended frames.
 
-    from_original: take every `factor`th frame first, and measure all three against the clip.
+    from_original: take every `factor`th frame first, and measure the new frames of all three.
     """
     stages, size, original = Stages(), (clip.height, clip.width), clip
     clip = every_nth(clip, factor) if from_original else clip
@@ -88,7 +88,8 @@ def interpolate(
     columns = {ORIGINAL: (v[None] for v in original.chunks(CHUNK))} if from_original else {}
     columns |= {"repeated": repeat(videos(), factor), "blended": stretch(videos(), factor)}
     columns[RESULT] = (video[..., : size[0], : size[1]].cpu() for video in restored)
-    return compare(columns, num_frames, factor * clip.fps, folder) | described(pipeline, stages)
+    measured = compare(columns, num_frames, factor * clip.fps, folder, every=factor)
+    return measured | described(pipeline, stages)
 
 
 KINDS = {"upscale": upscale, "interpolate": interpolate}
@@ -99,12 +100,19 @@ def described(pipeline: CascadePipeline, stages: Stages) -> dict[str, Any]:
 
 
 def compare(
-    columns: dict[str, Iterator[Tensor]], num_frames: int, fps: float, folder: Path
+    columns: dict[str, Iterator[Tensor]],
+    num_frames: int,
+    fps: float,
+    folder: Path,
+    every: int = 1,
 ) -> dict[str, Any]:
     """Write RESULT as a video, and all columns beside one another; measure what can be.
 
     columns: name -> videos (1, 3, f, H, W) of any number of frames each.
+    every: each of so many frames was given, and the others are new; 1: all are new.
     """
+    new = [i for i in range(num_frames) if every == 1 or i % every] or [0]
+    pictured = new[len(new) // 2]
     names, sums = list(columns), dict[str, float]()
     frames = (single_frames(video[0] for video in videos) for videos in columns.values())
     height = width = 0
@@ -117,11 +125,12 @@ def compare(
             result.write(row[-1])
             shown = to_uint8(side_by_side(row))
             comparison.write(with_labels(shown, names))
-            if i == num_frames // 2:
+            if i == pictured:
                 with replacing(folder / "compare.png") as partial:
                     comparison_picture(shown[0], names).save(partial, format="png")
-            _measure(names, row, sums)
-    measured = {name: total / num_frames for name, total in sums.items()}
+            if i in new:
+                _measure(names, row, sums)
+    measured = {name: total / len(new) for name, total in sums.items()}
     return {**measured, "frames": num_frames, "height": height, "width": width, "fps": fps}
 
 

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 from video_files import encode, moving_frames
@@ -52,6 +53,10 @@ def test_new_frames_are_measured_where_the_original_is_known(enlarged, tmp_path)
     assert read_frames(folder / "result.mp4").shape[0] == 11  # from frames 0, 2, ..., 10
     assert metrics["fps"] == 25
     assert metrics["blended_psnr"] > metrics["repeated_psnr"]  # smooth motion
+    original = read_frames(video).astype(float)
+    errors = [((original[i] - original[i - 1]) ** 2).mean() for i in range(1, 11, 2)]
+    expected = np.mean([10 * np.log10(255**2 / error) for error in errors])
+    assert metrics["repeated_psnr"] == pytest.approx(expected, abs=0.01)  # of new frames alone
     assert read_frames(folder / "compare.mp4").shape[2] == 4 * 64
 
 
