@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
+from diffusion.utils.allocator import keep_freed_memory
 from diffusion.utils.errors import UserError
 
 USER_ERROR = 2  # exit code of everything that the user can mend
@@ -37,6 +38,7 @@ def run_command(
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    keep_freed_memory()
     try:
         with warnings.catch_warnings():
             if not args.debug:
