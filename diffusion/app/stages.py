@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
+from diffusion.utils.allocator import return_freed_memory
 from diffusion.utils.progress import displayed
 
 T = TypeVar("T")
@@ -69,6 +70,7 @@ def reset_peak_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif PEAK_RESET.exists():
+        return_freed_memory()
         PEAK_RESET.write_text("5")  # proc(5): the resident set's peak becomes its size
 
 
