@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 # mallopt's parameters (glibc's malloc.h), and the largest allocation that is kept.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGEST_KEPT = 2**28
+LARGEST_KEPT = 2**27
 
 
 def keep_freed_memory() -> None:
