@@ -5,19 +5,10 @@ Run: bash recon.sh --config configs/compact.one-step.py
 Train the student: bash train_vae.sh configs/compact.one-step.py
 """
 
-_base_ = ["compact.effn-f32.py"]
+_base_ = ["compact.pictures.py"]
 
 weights = dict(refiner_change="pretrained/compact/refiner.one-step.safetensors")
 reconstruct = dict(steps=1)
-data = dict(
-    _delete_=True,
-    type="RandomClips",
-    cache_dir="work_dirs/frames",
-    batch_size=2,
-    size=256,
-    num_frames=8,
-    max_downscale=1.75,
-)
 train = dict(
     stage=dict(
         _delete_=True,
@@ -27,6 +18,6 @@ train = dict(
     ),
     max_steps=800,
     lr=5e-4,
+    warmup_steps=100,
     gradient_clip=0.5,
-    ema_decay=0.99,
 )

@@ -62,8 +62,11 @@ def main(args: argparse.Namespace) -> None:
     from diffusion.evaluation.codecs import CodecOptions
     from diffusion.evaluation.protocol import get_protocol
     from diffusion.noise.samplers import build_sampler
+    from diffusion.pipelines.builder import DEFAULT_STEPS
 
-    build_sampler(args.sampler, num_inference_steps=args.steps or 8)  # refuses what cannot be
+    build_sampler(
+        args.sampler, num_inference_steps=args.steps or DEFAULT_STEPS
+    )  # refuses what cannot be
     config = "compact" if args.config == DEFAULT_CONFIG else args.config
     models = [config, *(name for text in args.models for name in re.split(r"[,\s]+", text) if name)]
     protocol = get_protocol(args.protocol)
