@@ -64,9 +64,8 @@ def main(args: argparse.Namespace) -> None:
     from diffusion.noise.samplers import build_sampler
     from diffusion.pipelines.builder import DEFAULT_STEPS
 
-    build_sampler(
-        args.sampler, num_inference_steps=args.steps or DEFAULT_STEPS
-    )  # refuses what cannot be
+    # refuses what cannot be
+    build_sampler(args.sampler, num_inference_steps=args.steps or DEFAULT_STEPS)
     config = "compact" if args.config == DEFAULT_CONFIG else args.config
     models = [config, *(name for text in args.models for name in re.split(r"[,\s]+", text) if name)]
     protocol = get_protocol(args.protocol)
