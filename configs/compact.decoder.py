@@ -2,8 +2,8 @@
 
 Run: bash train_vae.sh configs/compact.decoder.py
 
-The last stage: it decodes what the transformer restores. The VAE's encoder, and so everything
-else of the cascade, stays as it is.
+The last stage, a change of low rank in a file of its own (`weights.decoder_change`): the cascade
+decodes with it what the transformer restored, and the VAE alone stays as it is.
 """
 
 _base_ = ["_base_/compact_models.py"]
@@ -18,14 +18,9 @@ data = dict(
     max_downscale=1.75,
 )
 train = dict(
-    stage=dict(
-        type="DecoderStage",
-        perceptual_weight=0.3,
-        adversarial_weight=0.03,
-        init_from="pretrained/compact/vae.safetensors",
-    ),
+    stage=dict(type="DecoderStage", rank=16, perceptual_weight=1.0, adversarial_weight=0.02),
     max_steps=1500,
-    lr=3e-4,
+    lr=1e-3,
     warmup_steps=20,
     gradient_clip=0.5,
     ema_decay=0.99,

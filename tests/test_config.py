@@ -4,6 +4,7 @@ import torch
 
 from diffusion.config import ROOT, dump_config, load_config, parse_override, resolve
 from diffusion.pipelines.builder import (
+    CHANGES,
     PARTS,
     build_conditioning,
     build_noise,
@@ -102,7 +103,7 @@ def test_shipped_configs_build_strictly(path, tmp_path):
         parts = {name: build_part(config, name) for name in PARTS}
     noise = build_noise(config)
     conditioning = build_conditioning(config, parts["compressor"], parts["vae"])
-    assert config["weights"].keys() - {"refiner_change"} == set(PARTS)
+    assert config["weights"].keys() - CHANGES.keys() == set(PARTS)
 
     channels = parts["compressor"].latent_channels
     assert parts["previewer"].latent_channels == channels

@@ -1,6 +1,7 @@
-"""A second behaviour of a network in a small file: low-rank changes of its linear layers."""
+"""A second behaviour of a network in a small file: low-rank changes of its layers."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -10,45 +11,55 @@ from diffusion.models.weights import check_fits, read_state_dict
 
 
 class LowRank(nn.Module):
-    """W + up @ down for every linear layer (LoRA, Hu et al. 2021, arXiv:2106.09685, eq. 3).
+    """W + up @ down for some layers of a network (LoRA, Hu et al. 2021, arXiv:2106.09685, eq. 3).
 
     Its parameters are `<layer>.down` (rank, in) and `<layer>.up` (out, rank), with "/" for the dots
-    in a layer's name. `up` starts at zero: no change.
+    in a layer's name; of a convolution, "in" counts the values under its kernel. `up` starts at
+    zero: no change.
+
+    layers: their names (see `layers_of`).
     """
 
-    def __init__(self, network: nn.Module, rank: int):
+    def __init__(self, network: nn.Module, rank: int, layers: Iterable[str]):
         super().__init__()
-        for name, layer in network.named_modules():
-            if isinstance(layer, nn.Linear):
-                self.add_module(name.replace(".", "/"), LayerChange(layer, rank))
+        for name in layers:
+            weight = network.get_submodule(name).weight
+            self.add_module(name.replace(".", "/"), LayerChange(weight, rank))
 
     def changed(self, network: nn.Module) -> dict[str, Tensor]:
         """The weights of these layers with their changes, by the names of the state dict."""
-        layers = {name: name.replace("/", ".") for name, _ in self.named_children()}
-        return {
-            f"{layer}.weight": network.get_submodule(layer).weight + self.get_submodule(name)()
-            for name, layer in layers.items()
-        }
+        changed = {}
+        for name, change in self.named_children():
+            weight = network.get_submodule(name.replace("/", ".")).weight
+            changed[f"{name.replace('/', '.')}.weight"] = weight + change().view_as(weight)
+        return changed
 
 
 class LayerChange(nn.Module):
     """up @ down, (out, in)."""
 
-    def __init__(self, layer: nn.Linear, rank: int):
+    def __init__(self, weight: Tensor, rank: int):
         super().__init__()
-        self.down = nn.Parameter(torch.empty(rank, layer.in_features))
-        self.up = nn.Parameter(torch.zeros(layer.out_features, rank))
+        self.down = nn.Parameter(torch.empty(rank, weight[0].numel()))
+        self.up = nn.Parameter(torch.zeros(len(weight), rank))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self) -> Tensor:
         return self.up @ self.down
 
 
+def layers_of(network: nn.Module, *kinds: type[nn.Module]) -> list[str]:
+    """The names of a network's layers of some kinds."""
+    return [name for name, layer in network.named_modules() if isinstance(layer, kinds)]
+
+
 def apply_low_rank(network: nn.Module, path: str | Path) -> None:
-    """Change `network` for good, by a file of a LowRank's weights, of whatever rank."""
+    """Change `network` for good, by a file of a LowRank's weights, of whatever rank and layers."""
     state = read_state_dict(path)
     rank = min((len(value) for key, value in state.items() if key.endswith(".down")), default=1)
-    low_rank = LowRank(network, rank)
+    named = {key.rpartition(".")[0].replace("/", ".") for key in state}
+    layers = [name for name in layers_of(network, nn.Linear, nn.Conv2d) if name in named]
+    low_rank = LowRank(network, rank, layers)
     check_fits(low_rank, state, path)
     low_rank.load_state_dict(state)
     change(network, low_rank)

@@ -20,8 +20,9 @@ from diffusion.utils.files import make_folder, replacing
 from diffusion.utils.progress import track
 
 PARTS = ("compressor", "previewer", "vae", "refiner")
-# Files of weights: of the parts, and a low-rank change of the refiner (see LowRank).
-WEIGHTS = (*PARTS, "refiner_change")
+# Low-rank changes (see LowRank), and what of a cascade each one changes.
+CHANGES = {"refiner_change": "refiner", "decoder_change": "vae.decoder"}
+WEIGHTS = (*PARTS, *CHANGES)  # which have files
 DEFAULT_STEPS = 8
 
 # Arguments of CascadePipeline that are no options of the config's `cascade`.
@@ -55,15 +56,15 @@ def weights_of(config: Mapping[str, Any], override: str | Path | None = None) ->
     """Part -> file or folder of its weights.
 
     override: a folder (of a training or of `save_cascade`) whose <part>.safetensors replace the
-        config's, or one file, which is the refiner's. A change of the refiner holds for the file
-        that it was learnt from: it goes when the refiner is replaced.
+        config's, or one file, which is the refiner's. A change holds for the file that it was
+        learnt from: it goes when that part is replaced.
     """
     paths = {name: resolve(path) for name, path in config.get("weights", {}).items()}
     if override is None:
         return paths
     override = Path(override).expanduser()
     if override.is_file():
-        return without_change(paths) | {"refiner": override}
+        return replaced(paths, {"refiner": override})
     if not override.is_dir():
         raise WeightsError(f"{override}: no such file or folder of weights")
     found = {name: override / f"{name}.safetensors" for name in WEIGHTS}
@@ -72,19 +73,26 @@ def weights_of(config: Mapping[str, Any], override: str | Path | None = None) ->
         raise WeightsError(
             f"{override}: holds none of {', '.join(f'{n}.safetensors' for n in WEIGHTS)}"
         )
-    return (without_change(paths) if "refiner" in found else paths) | found
+    return replaced(paths, found)
 
 
-def without_change(paths: Mapping[str, Path]) -> dict[str, Path]:
-    return {name: path for name, path in paths.items() if name != "refiner_change"}
+def replaced(paths: Mapping[str, Path], found: Mapping[str, Path]) -> dict[str, Path]:
+    """`paths` with those of `found` in place, and without the changes of what these replace."""
+    gone = {name for name, place in CHANGES.items() if place.split(".")[0] in found}
+    return {name: path for name, path in paths.items() if name not in gone} | dict(found)
 
 
 def load_parts(
     config: Mapping[str, Any],
     names: tuple[str, ...],
     override: str | Path | None = None,
+    *,
+    changed: bool = False,
 ) -> dict[str, nn.Module]:
-    """Networks with their weights. A part without a path in `weights` is an error."""
+    """Networks with their weights. A part without a path in `weights` is an error.
+
+    changed: as the cascade has them, with their low-rank changes; otherwise as they are alone.
+    """
     paths = weights_of(config, override)
     parts = {}
     for name in track(names):
@@ -94,8 +102,10 @@ def load_parts(
             )
         parts[name] = build_part(config, name)
         load_weights(parts[name], paths[name])
-    if "refiner" in parts and "refiner_change" in paths:
-        apply_low_rank(parts["refiner"], paths["refiner_change"])
+    for change, place in CHANGES.items():
+        part, _, module = place.partition(".")
+        if changed and part in parts and change in paths:
+            apply_low_rank(parts[part].get_submodule(module), paths[change])
     return parts
 
 
@@ -128,10 +138,11 @@ def build_cascade(
 ) -> CascadePipeline:
     """The pipeline that a config describes, with its weights (see `weights_of` for `weights`).
 
-    only: the parts that will be used; the others are not loaded.
+    only: the parts that will be used; the others are not loaded. Without the refiner there is
+        nothing that it restored, and the VAE decodes what it encoded.
     """
     check_config(config)
-    parts = load_parts(config, only, weights)
+    parts = load_parts(config, only, weights, changed="refiner" in only)
     return assemble(config, parts, device=device, dtype=dtype)
 
 

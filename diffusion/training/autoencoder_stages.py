@@ -24,6 +24,7 @@ class VAEStage(Stage):
     adversarial_weight: of a discriminator's judgement. Pixel and perceptual losses alone leave the
         decoder soft, and no diffusion model can be sharper than the decoder behind it.
     train_encoder: False keeps the latents as they are, so that a refiner stays valid.
+    pixel_loss: "charbonnier", or "log_rmse", which is the PSNR.
     init_from: file of VAE weights to start from, in place of principal components.
     """
 
@@ -31,6 +32,7 @@ class VAEStage(Stage):
         self,
         *,
         vae: nn.Module,
+        pixel_loss: str = "charbonnier",
         perceptual_weight: float = 0.1,
         latent_weight: float = 5e-3,
         adversarial_weight: float = 0.0,
@@ -40,7 +42,7 @@ class VAEStage(Stage):
         super().__init__(vae=vae)
         if adversarial_weight:
             self.parts["discriminator"] = FeatureDiscriminator()
-        self.picture_loss = PictureLoss(perceptual_weight, adversarial_weight)
+        self.picture_loss = PictureLoss(perceptual_weight, adversarial_weight, pixel_loss)
         self.latent_weight, self.init_from = latent_weight, init_from
         vae.encoder.requires_grad_(train_encoder)
 
@@ -57,12 +59,8 @@ class VAEStage(Stage):
         mean = vae.encoder(frames)
         reconstruction = vae.decoder(mean + vae.posterior_std * draws.normal(mean))
         energy = {"latents": self.latent_weight * latent_energy(mean)}
-        return self.judge(reconstruction, frames) | energy
-
-    def judge(self, reconstruction: Tensor, frames: Tensor) -> dict[str, Tensor]:
-        """Two (N, 3, H, W), the original in [-1, 1] -> terms of the loss."""
-        discriminator = dict(self.parts).get("discriminator")
-        return self.picture_loss(reconstruction, frames, discriminator)
+        judge = dict(self.parts).get("discriminator")
+        return self.picture_loss(reconstruction, frames, judge) | energy
 
     def reconstruct(self, parts: Mapping[str, nn.Module], video: Tensor) -> Tensor:
         return through(parts["vae"], parts["vae"], video)

@@ -4,59 +4,57 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from diffusion.data.clips import Batch
-from diffusion.training.autoencoder_stages import VAEStage, flat
+from diffusion.models.low_rank import LowRank, change, layers_of
+from diffusion.training.autoencoder_stages import flat
 from diffusion.training.draws import Draws
 from diffusion.training.frozen import FrozenNetworks
+from diffusion.training.losses import FeatureDiscriminator, PictureLoss
+from diffusion.training.stage import Stage
 
 
-class DecoderStage(VAEStage):
-    """The VAE's decoder on latents that the cascade restored, next to those of its own encoder.
+class DecoderStage(Stage):
+    """A change of the VAE's decoder for latents that the cascade restored.
 
-    A decoder that only knows encoded frames takes what the diffusion model leaves undecided for
-    what was meant. This one sees both: it keeps decoding the encoder's latents, and makes of
-    restored ones what looks like the original. The latents stay as they are, so that the
-    refiner stays valid.
+    A decoder that only knows encoded frames takes what the diffusion model left undecided for what
+    was meant, and shows it soft. This one makes of restored latents what looks like the original,
+    so that the VAE itself can be trained for pixels alone. The change is of low rank, a fraction of
+    a second decoder, and the latents stay as they are, so that the refiner stays valid.
 
+    rank: of the change.
     steps: of the sampler; a batch is restored with one of these numbers.
-    refined_share: share of the batches that are restored; the others are encoded.
-    Other arguments are VAEStage's.
+    perceptual_weight, adversarial_weight: see PictureLoss.
     """
 
     def __init__(
         self,
         *,
-        vae: nn.Module,
         networks: FrozenNetworks,
-        steps: Sequence[int] = (4, 8),
-        refined_share: float = 0.75,
-        perceptual_weight: float = 0.1,
-        adversarial_weight: float = 0.0,
-        init_from: str | None = None,
+        rank: int = 16,
+        steps: Sequence[int] = (1, 4, 8),
+        perceptual_weight: float = 1.0,
+        adversarial_weight: float = 0.02,
     ):
-        super().__init__(
-            vae=vae,
-            perceptual_weight=perceptual_weight,
-            adversarial_weight=adversarial_weight,
-            train_encoder=False,
-            init_from=init_from,
-        )
-        self.networks = networks
-        self.steps, self.refined_share = tuple(steps), refined_share
+        decoder = networks.fresh("vae").decoder
+        super().__init__(decoder_change=LowRank(decoder, rank, layers_of(decoder, nn.Conv2d)))
+        if adversarial_weight:
+            self.parts["discriminator"] = FeatureDiscriminator()
+        self.decoder = decoder.requires_grad_(False)
+        self.picture_loss = PictureLoss(perceptual_weight, adversarial_weight)
+        self.networks, self.steps = networks, tuple(steps)
 
     def loss(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        frames = flat(batch.video).contiguous(memory_format=torch.channels_last)
-        latents = flat(self.latents(batch.video, draws))  # (B * F, 4, h, w)
-        decoded = self.parts["vae"].decoder(latents.contiguous(memory_format=torch.channels_last))
-        return self.judge(decoded, frames)
+        latents = flat(self.restored(batch.video, draws))  # (B * F, 4, h, w)
+        weights = self.parts["decoder_change"].changed(self.decoder)
+        decoded = functional_call(self.decoder, weights, (channels_last(latents),))
+        judge = dict(self.parts).get("discriminator")
+        return self.picture_loss(decoded, channels_last(flat(batch.video)), judge)
 
     @torch.no_grad()
-    def latents(self, video: Tensor, draws: Draws) -> Tensor:
-        """(B, 3, F, H, W) -> its VAE latents (B, 4, F, h, w), restored or encoded."""
-        if draws.shared_uniform() >= self.refined_share:
-            mean, std = self.parts["vae"].posterior(video)
-            return mean + std * draws.normal(mean)
+    def restored(self, video: Tensor, draws: Draws) -> Tensor:
+        """(B, 3, F, H, W) -> VAE latents (B, 4, F, h, w), as the cascade draws them."""
         cascade = self.networks.pipeline(video.device, "refiner")
         (which,) = draws.shared_integers([len(self.steps) - 1])
         seed = int(2**31 * draws.uniform()[0])  # another one in every process
@@ -64,5 +62,13 @@ class DecoderStage(VAEStage):
 
     def reconstruct(self, parts: Mapping[str, nn.Module], video: Tensor) -> Tensor:
         """By the cascade, with its usual number of steps."""
+        vae = self.networks.fresh("vae").to(video.device)
+        change(vae.decoder, parts["decoder_change"])
         refiner = self.networks.get("refiner", video.device)
-        return self.networks.cascade({**parts, "refiner": refiner}, video.device).reconstruct(video)
+        cascade = self.networks.cascade({"vae": vae, "refiner": refiner}, video.device)
+        return cascade.reconstruct(video)
+
+
+def channels_last(frames: Tensor) -> Tensor:
+    """(N, C, H, W) as convolutions on a CPU are fastest with."""
+    return frames.contiguous(memory_format=torch.channels_last)

@@ -26,10 +26,13 @@ class FrozenNetworks:
         self._pipeline: CascadePipeline | None = None
 
     def fresh(self, name: str) -> nn.Module:
-        """A copy of its own, to be trained on."""
+        """A copy of its own, to be trained on, without the changes that the cascade makes."""
+        return self._load(name, changed=False)
+
+    def _load(self, name: str, *, changed: bool) -> nn.Module:
         if self.random:
             return build_part(self.config, name)
-        return load_parts(self.config, (name,))[name]
+        return load_parts(self.config, (name,), changed=changed)[name]
 
     @property
     def loaded(self) -> Mapping[str, nn.Module]:
@@ -39,7 +42,8 @@ class FrozenNetworks:
         if name not in self._loaded:
             # A network draws first weights, when it is needed: the run's own draws must not notice.
             with torch.random.fork_rng(devices=[]):
-                self._loaded[name] = self.fresh(name).eval().requires_grad_(False)
+                network = self._load(name, changed=True)
+            self._loaded[name] = network.eval().requires_grad_(False)
         network = self._loaded[name]
         if next(network.parameters()).device != device:
             network.to(device)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from diffusion.models.perceptual import PerceptualDistance, feature_distance
+from diffusion.utils.errors import ConfigError
 
 
 def charbonnier(difference: Tensor, epsilon: float = 1e-2) -> Tensor:
@@ -22,6 +23,13 @@ def log_rmse(reconstruction: Tensor, original: Tensor) -> Tensor:
     gain of every frame alike, where a mean of errors is about the most detailed frames.
     """
     return 0.5 * (reconstruction - original).square().mean((1, 2, 3)).clamp_min(1e-8).log().mean()
+
+
+# (N, C, H, W), the original -> what a reconstruction is off by.
+PIXEL_LOSSES = {
+    "charbonnier": lambda reconstruction, original: charbonnier(reconstruction - original),
+    "log_rmse": log_rmse,
+}
 
 
 class FeatureDiscriminator(nn.Module):
@@ -75,10 +83,16 @@ class PictureLoss(nn.Module):
 
     perceptual_weight: of the distance of features. adversarial_weight: of what a discriminator of
     these features holds against the frames. Features are computed once for both.
+    pixel_loss: a name of PIXEL_LOSSES.
     """
 
-    def __init__(self, perceptual_weight: float, adversarial_weight: float):
+    def __init__(
+        self, perceptual_weight: float, adversarial_weight: float, pixel_loss: str = "charbonnier"
+    ):
         super().__init__()
+        if pixel_loss not in PIXEL_LOSSES:
+            raise ConfigError(f"pixel_loss {pixel_loss!r} is not one of {', '.join(PIXEL_LOSSES)}")
+        self.pixel_loss = PIXEL_LOSSES[pixel_loss]
         self.perceptual_weight, self.adversarial_weight = perceptual_weight, adversarial_weight
         self.features = PerceptualDistance() if perceptual_weight or adversarial_weight else None
 
@@ -89,7 +103,7 @@ class PictureLoss(nn.Module):
 
         discriminator: trained by the same terms; needed where `adversarial_weight` is not zero.
         """
-        terms = {"pixels": charbonnier(decoded.float() - frames)}
+        terms = {"pixels": self.pixel_loss(decoded.float(), frames)}
         if self.features is None:
             return terms
         with torch.no_grad():

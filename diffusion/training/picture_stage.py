@@ -10,7 +10,7 @@ from torch.func import functional_call
 from diffusion.config import resolve
 from diffusion.data.clips import Batch
 from diffusion.data.latent_cache import LatentBatch
-from diffusion.models.low_rank import LowRank, change
+from diffusion.models.low_rank import LowRank, change, layers_of
 from diffusion.models.weights import load_weights
 from diffusion.noise.gaussian import GaussianDiffusion
 from diffusion.pipelines.conditioning import Conditioning
@@ -147,7 +147,7 @@ class OneStepStage(PictureStage):
         )
         load_weights(refiner, resolve(teacher))
         self.refiner = self.parts.pop("refiner").requires_grad_(False)
-        self.parts["refiner_change"] = LowRank(refiner, rank)
+        self.parts["refiner_change"] = LowRank(refiner, rank, layers_of(refiner, nn.Linear))
 
     def times(self, draws: Draws) -> Tensor:
         """The sampler's first: nothing but noise."""

@@ -3,9 +3,11 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from diffusion.models.low_rank import LowRank, apply_low_rank, change
+from diffusion.models.low_rank import LowRank, apply_low_rank, change, layers_of
 from diffusion.models.weights import save_weights
 from diffusion.utils.errors import WeightsError
+
+LAYERS = ["0", "1.1"]
 
 
 def network() -> nn.Module:
@@ -14,7 +16,7 @@ def network() -> nn.Module:
 
 
 def learnt(rank: int = 2) -> LowRank:
-    low_rank = LowRank(network(), rank)
+    low_rank = LowRank(network(), rank, LAYERS)
     for parameter in low_rank.parameters():
         nn.init.normal_(parameter)
     return low_rank
@@ -22,7 +24,7 @@ def learnt(rank: int = 2) -> LowRank:
 
 def test_it_starts_as_no_change():
     base = network()
-    weights = LowRank(base, 2).changed(base)
+    weights = LowRank(base, 2, LAYERS).changed(base)
     assert weights.keys() == {"0.weight", "1.1.weight"}
     assert all(torch.equal(value, base.get_parameter(name)) for name, value in weights.items())
 
@@ -51,11 +53,34 @@ def test_a_changed_network_computes_what_was_trained(tmp_path):
 
 
 def test_the_change_of_another_network_is_refused(tmp_path):
-    save_weights(LowRank(nn.Sequential(nn.Linear(6, 7)), 2), tmp_path / "x.safetensors", {})
+    other = nn.Sequential(nn.Linear(6, 7))
+    save_weights(LowRank(other, 2, ["0"]), tmp_path / "x.safetensors", {})
     save_weights(network(), tmp_path / "whole.safetensors", {})
-    for file in ("x", "whole"):
+    errors = {"x": r"0.up is \(7, 2\) but this LowRank needs \(8, 2\)", "whole": "not the weights"}
+    for file, error in errors.items():
         base = network()
-        with pytest.raises(WeightsError, match=f"{file}.safetensors: not the weights of this"):
+        with pytest.raises(WeightsError, match=rf"{file}.safetensors: {error}"):
             apply_low_rank(base, tmp_path / f"{file}.safetensors")
         same = zip(base.parameters(), network().parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in same)
+
+
+def test_convolutions_are_changed_alike(tmp_path):
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 4, 1)).requires_grad_(False)
+    assert layers_of(base, nn.Conv2d) == ["0", "2"]
+    low_rank = LowRank(base, 2, ["0"])
+    assert {k: tuple(v.shape) for k, v in low_rank.state_dict().items()} == {
+        "0.down": (2, 27),
+        "0.up": (8, 2),
+    }
+    nn.init.normal_(low_rank.get_parameter("0.up"))
+    x, before = torch.randn(1, 3, 6, 6), [p.clone() for p in base.parameters()]
+    wanted = functional_call(base, low_rank.changed(base), (x,))
+    save_weights(low_rank, tmp_path / "change.safetensors", {})
+    apply_low_rank(base, tmp_path / "change.safetensors")
+    assert torch.equal(base(x), wanted)
+    assert [torch.equal(a, b) for a, b in zip(before, base.parameters(), strict=True)] == [
+        *(False, True),
+        *(True, True),
+    ]

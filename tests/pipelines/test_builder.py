@@ -48,11 +48,17 @@ def test_which_weights(config, tiny_config, tmp_path):
     (tmp_path / "vae.safetensors").touch()
     assert weights_of(config, tmp_path) == own | {"vae": tmp_path / "vae.safetensors"}
 
-    # a change of the refiner goes with the refiner that it was learnt from
+    # a change goes with the part that it was learnt from
     change = tmp_path / "refiner_change.safetensors"
-    config = load_config(tiny_config, [f"weights.refiner_change={change}"])
+    of_decoder = tmp_path / "of_decoder.safetensors"
+    config = load_config(
+        tiny_config,
+        [f"weights.refiner_change={change}", f"weights.decoder_change={of_decoder}"],
+    )
+    assert weights_of(config)["decoder_change"] == of_decoder
     assert weights_of(config, tmp_path)["refiner_change"] == change
-    assert weights_of(config, file) == own | {"refiner": file}
+    assert "decoder_change" not in weights_of(config, tmp_path)
+    assert weights_of(config, file) == own | {"refiner": file, "decoder_change": of_decoder}
     (tmp_path / "refiner.safetensors").touch()
     assert "refiner_change" not in weights_of(config, tmp_path)
     change.touch()
