@@ -5,7 +5,7 @@ Run: bash recon.sh --config configs/compact.one-step.py
 Train the student: bash train_vae.sh configs/compact.one-step.py
 """
 
-_base_ = ["compact.pictures.py"]
+_base_ = ["compact.decoder.py"]
 
 weights = dict(refiner_change="pretrained/compact/refiner.one-step.safetensors")
 reconstruct = dict(steps=1)
@@ -14,10 +14,12 @@ train = dict(
         _delete_=True,
         type="OneStepStage",
         teacher="pretrained/compact/refiner.safetensors",
+        rank=16,
+        perceptual_weight=2.0,
+        adversarial_weight=0.02,
         position_range=[8, 64, 64],
     ),
     max_steps=800,
-    lr=5e-4,
+    lr=3e-4,
     warmup_steps=100,
-    gradient_clip=0.5,
 )

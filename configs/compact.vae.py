@@ -1,6 +1,11 @@
 """Train the embedded model's VAE (f8, 4 channels). Run: bash train_vae.sh configs/compact.vae.py
 
-Expect 30.8 dB on whole frames at 512 pixels (their PCA: 27.2).
+Expect 30.8 dB on whole frames at 512 pixels (their PCA: 27.2). Then the decoder alone, for pixels
+and nothing else, which leaves the latents as they are:
+
+    bash train_vae.sh configs/compact.vae.py --work-dir work_dirs/compact.vae.pixels --cfg-options
+        train.stage.init_from=work_dirs/compact.vae/vae.safetensors train.stage.train_encoder=False
+        train.stage.pixel_loss=log_rmse train.stage.perceptual_weight=0 train.max_steps=3000
 """
 
 _base_ = ["_base_/compact_models.py"]

@@ -14,7 +14,7 @@ from diffusion.data.transforms import side_by_side, to_uint8
 from diffusion.data.video_io import VideoWriter
 from diffusion.evaluation.metrics import psnr, ssim
 from diffusion.pipelines.cascade import CascadePipeline
-from diffusion.pipelines.interpolate import repeat, stretch, stretched_length
+from diffusion.pipelines.interpolate import repeat, stretch, stretched_length, stretched_pieces
 from diffusion.pipelines.upscale import Upscaler, enlarge, reduce
 from diffusion.utils.files import replacing
 from diffusion.utils.pictures import comparison_picture, with_labels
@@ -82,8 +82,7 @@ def interpolate(
     def videos() -> Iterator[Tensor]:
         return (video[None] for video in stages.each("read", clip.chunks(CHUNK)))
 
-    latents = stretch(stages.each("encode", map(pipeline.encode, videos())), factor)
-    pieces = ((piece, None) for piece in latents)
+    pieces = stages.each("encode", stretched_pieces(pipeline, videos(), factor))
     restored = decode_pieces(pipeline, pieces, size, num_frames, run, stages, **sampling)
     columns = {ORIGINAL: (v[None] for v in original.chunks(CHUNK))} if from_original else {}
     columns |= {"repeated": repeat(videos(), factor), "blended": stretch(videos(), factor)}

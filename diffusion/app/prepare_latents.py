@@ -19,7 +19,7 @@ from diffusion.data.segments import places, read_segment, shrink
 from diffusion.data.video_list import list_videos
 from diffusion.pipelines.builder import build_cascade, weights_of
 from diffusion.pipelines.cascade import CascadePipeline
-from diffusion.pipelines.interpolate import stretch
+from diffusion.pipelines.interpolate import stretched_pieces
 from diffusion.pipelines.upscale import enlarge, reduce
 from diffusion.utils.errors import ConfigError, UserError, VideoError
 
@@ -117,12 +117,13 @@ def encode(
     condition: "own" is what the clip itself gives; "enlarged" and "stretched": see Segments.
     """
     preview = None
-    if condition == "enlarged":
-        preview = enlarge(reduce(video, FACTOR), FACTOR)  # as Upscaler does
     if condition == "stretched":
-        semantic = torch.cat(list(stretch([pipeline.encode(video[:, :, ::FACTOR])], FACTOR)), dim=2)
+        pieces = stretched_pieces(pipeline, [video[:, :, ::FACTOR]], FACTOR)
+        semantic, preview = (torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True))
         video = video[:, :, : semantic.shape[2]]  # nothing is known of what comes later
     else:
+        if condition == "enlarged":
+            preview = enlarge(reduce(video, FACTOR), FACTOR)  # as Upscaler does
         semantic = pipeline.encode(video if preview is None else preview)
     tensors = {
         "target": pipeline.encode_vae(video),

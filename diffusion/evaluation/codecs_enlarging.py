@@ -11,7 +11,12 @@ from torch import Tensor
 
 from diffusion.evaluation.codec import Codec, CodecOptions, Encoded, latent_facts, restored, store
 from diffusion.evaluation.codecs_cascade import CascadeCodec
-from diffusion.pipelines.interpolate import repeat, stretch
+from diffusion.pipelines.interpolate import (
+    repeat,
+    stretch,
+    stretched_length,
+    stretched_pieces,
+)
 from diffusion.pipelines.padding import pad_edges, pad_reflect
 from diffusion.pipelines.upscale import Upscaler, reduce
 from diffusion.utils.errors import UserError
@@ -52,8 +57,11 @@ class InterpolateCodec(CascadeCodec):
         return store(video[:, :, ::FACTOR], video)
 
     def decode(self, encoded: Encoded) -> Tensor:
-        latents = self.pipeline.encode(encoded.data.float())
-        video = self.pipeline.decode(between(stretch, latents), **self._sampling())
+        known = encoded.data.float()
+        pieces = stretched_pieces(self.pipeline, [known], FACTOR)
+        num_frames = stretched_length(known.shape[2], FACTOR)
+        latents = self.pipeline.restore_stream(pieces, num_frames, **self._sampling())
+        video = torch.cat(list(self.pipeline.decode_vae_stream(latents, num_frames)), dim=2)
         return restored(as_long(video, encoded), encoded)
 
     def facts(self) -> dict[str, Any]:

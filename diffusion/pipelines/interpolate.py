@@ -1,9 +1,13 @@
 """More frames: the cascade restores frames between those of a slow video, without fine-tuning."""
 
 from collections.abc import Iterable, Iterator
+from itertools import tee
 
 import torch
 from torch import Tensor
+
+from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.padding import pad_reflect
 
 
 def stretched_length(num_frames: int, factor: int) -> int:
@@ -14,8 +18,7 @@ def stretched_length(num_frames: int, factor: int) -> int:
 def stretch(pieces: Iterable[Tensor], factor: int) -> Iterator[Tensor]:
     """(B, C, f, ...) of one stream after the other -> with blends between neighbouring frames.
 
-    Frame i of the stream becomes frame factor * i; those between change linearly. Of semantic
-    latents this is what the refiner restores frames from; of pixels it is a plain cross-fade.
+    Frame i of the stream becomes frame factor * i; those between change linearly.
     """
     shares = torch.arange(factor) / factor
     last: Tensor | None = None
@@ -28,6 +31,21 @@ def stretch(pieces: Iterable[Tensor], factor: int) -> Iterator[Tensor]:
             yield torch.stack(blends, dim=3).flatten(2, 3)
     if last is not None:
         yield last
+
+
+def stretched_pieces(
+    pipeline: CascadePipeline, videos: Iterable[Tensor], factor: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Known frames (B, 3, f, H, W) -> what `CascadePipeline.restore_stream` makes more of.
+
+    Blends of semantic latents, and for refiners that build on a preview, of the frames themselves:
+    a cross-fade at its full sharpness, where the latents' preview would be soft.
+    """
+    step = pipeline.compressor.spatial_compression
+    encoded, shown = tee(pad_reflect(video, step) for video in videos)
+    yield from zip(
+        stretch(map(pipeline.encode, encoded), factor), stretch(shown, factor), strict=True
+    )
 
 
 def repeat(pieces: Iterable[Tensor], factor: int) -> Iterator[Tensor]:

@@ -4,7 +4,12 @@ from test_cascade import random_video, randomise, tiny_cascade
 
 from diffusion.models import VideoDiT
 from diffusion.pipelines.conditioning import Conditioning
-from diffusion.pipelines.interpolate import repeat, stretch, stretched_length
+from diffusion.pipelines.interpolate import (
+    repeat,
+    stretch,
+    stretched_length,
+    stretched_pieces,
+)
 from diffusion.pipelines.upscale import Upscaler, enlarge, reduce
 from diffusion.utils.errors import ConfigError
 
@@ -69,3 +74,15 @@ def test_a_single_frame_has_nothing_between():
     x = torch.randn(1, 2, 1, 3, 3)
     assert torch.equal(torch.cat(list(stretch([x], 4)), dim=2), x)
     assert torch.equal(torch.cat(list(repeat([x], 4)), dim=2), x)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_the_cascade_starts_from_a_cross_fade(chunk):
+    pipeline, video = tiny_cascade(), random_video(3, 40, 32)
+    pieces = list(stretched_pieces(pipeline, video.split(chunk, dim=2), 4))
+    latents, shown = (torch.cat(parts, dim=2) for parts in zip(*pieces, strict=True))
+    assert latents.shape == (1, 16, 9, 2, 1)
+    assert shown.shape == (1, 3, 9, 64, 32)  # padded as the latents are
+    torch.testing.assert_close(latents[:, :, ::4], pipeline.encode(video))
+    torch.testing.assert_close(shown[:, :, 2, :40], (video[:, :, 0] + video[:, :, 1]) / 2)
+    assert pipeline.restore(latents, steps=1, preview=shown).isfinite().all()
