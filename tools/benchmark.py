@@ -49,7 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compare-sizes", type=clip_size, nargs="+", default=[], metavar="FxHxW", help="of clips"
     )
-    parser.add_argument("--attention", help="sdpa, xformers, flash_attn; default: the config's")
+    parser.add_argument(
+        "--attention", help="auto, sdpa, matmul, xformers, flash_attn; default: the config's"
+    )
     parser.add_argument("--compile", action="store_true", help="every block by itself")
     parser.add_argument("--channels-last", action="store_true", help="the VAE's weights")
     parser.add_argument("--warmup", type=whole_number(0), default=1, help="runs not counted")

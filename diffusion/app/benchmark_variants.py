@@ -20,7 +20,7 @@ class Variant:
     """compiled: every block by itself ("regional"), which is soon done and once for all blocks."""
 
     dtype: torch.dtype
-    attention: str = "sdpa"
+    attention: str = "auto"
     fp32_attention: bool = False
     compiled: bool = False
 
@@ -31,7 +31,7 @@ class Variant:
         return ", ".join(parts)
 
 
-PLAIN = Variant(torch.float32, fp32_attention=True)
+PLAIN = Variant(torch.float32, "sdpa", fp32_attention=True)
 """What gains are measured against."""
 
 

@@ -149,7 +149,7 @@ class VideoDiT(nn.Module):
         learned_variance: bool = True,
         grids: Sequence[str | Sequence[int] | None] | None = None,
         position_interpolation: float = 1.0,
-        attention: str = "sdpa",
+        attention: str = "auto",
         fp32_attention: bool = False,
         local_mixing: bool = False,
         timestep_dtype: str = "float32",

@@ -103,7 +103,7 @@ class GridAttention(nn.Module):
         hidden_size: int,
         num_heads: int,
         *,
-        backend: str = "sdpa",
+        backend: str = "auto",
         fp32_attention: bool = False,
     ) -> None:
         super().__init__()
@@ -141,13 +141,21 @@ def _cells_on_axis(axis: str, length: int, cells: int) -> int:
     return cells if cells > 0 else length // -cells
 
 
-ATTENTION: Final = ("sdpa", "xformers", "flash_attn")
+ATTENTION: Final = ("auto", "sdpa", "matmul", "xformers", "flash_attn")
+# Of "matmul": scores at a time (16 bits each: they stay in the cache), and the longest cells for
+# which it is faster on CPUs (docs/large_videos.md has times).
+SCORES: Final = 2**21
+LONGEST: Final = 1024
 
 
 def attention_backend(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """-> a function of q, k, v, each (B, heads, N, d), that returns (B, heads, N, d)."""
+    if name == "auto":
+        return _auto_attention
     if name == "sdpa":
         return functional.scaled_dot_product_attention
+    if name == "matmul":
+        return _matmul_attention
     if name == "xformers":
         return _xformers_backend()
     if name == "flash_attn":
@@ -155,12 +163,35 @@ def attention_backend(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     raise ConfigError(f"attention {name!r} is not one of {', '.join(ATTENTION)}")
 
 
+def _auto_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """SDPA, but where its kernel for CPUs makes nothing of bfloat16."""
+    on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    if on_cpu and q.shape[2] <= LONGEST and not q.requires_grad:
+        return _matmul_attention(q, k, v)
+    return functional.scaled_dot_product_attention(q, k, v)
+
+
+def _matmul_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v as it is written, some cells at a time."""
+    _, heads, n, d = q.shape
+    step = max(1, SCORES // (heads * n * n))
+    q = q * d**-0.5
+    return torch.cat(
+        [
+            (some_q @ some_k.transpose(-1, -2)).softmax(-1) @ some_v
+            for some_q, some_k, some_v in zip(
+                q.split(step), k.split(step), v.split(step), strict=True
+            )
+        ]
+    )
+
+
 def _xformers_backend() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     try:
         from xformers.ops import memory_efficient_attention
     except ImportError as error:
         raise ConfigError(
-            "attention 'xformers' needs a package: pip install xformers; or choose 'sdpa'"
+            "attention 'xformers' needs a package: pip install xformers; or choose 'auto'"
         ) from error
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -175,7 +206,7 @@ def _flash_attn_backend() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         from flash_attn import flash_attn_func
     except ImportError as error:
         raise ConfigError(
-            "attention 'flash_attn' needs a package: pip install flash-attn; or choose 'sdpa'"
+            "attention 'flash_attn' needs a package: pip install flash-attn; or choose 'auto'"
         ) from error
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

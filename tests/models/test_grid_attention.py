@@ -3,10 +3,12 @@ import sys
 import pytest
 import torch
 
+from diffusion.models import grid_attention
 from diffusion.models.grid_attention import (
     ALL,
     Grid,
     GridAttention,
+    attention_backend,
     merge_grid,
     parse_grid,
     split_grid,
@@ -105,6 +107,32 @@ def test_fp32_attention_holds_under_autocast():
 def test_half_precision_weights_attend_in_half_precision():
     attention = GridAttention(16, 2).bfloat16()
     assert attention(torch.randn(1, 2, 4, 4, 16).bfloat16(), Grid()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("cells", [1, 5])
+@pytest.mark.parametrize("scores", [1, 200, 2**21])
+def test_products_and_softmax_are_attention(cells, scores, monkeypatch):
+    monkeypatch.setattr(grid_attention, "SCORES", scores)
+    q, k, v = torch.randn(3, cells, 2, 8, 12)
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(attention_backend("matmul")(q, k, v), wanted)
+    halves = [x.bfloat16() for x in (q, k, v)]
+    auto = attention_backend("auto")(*halves)
+    assert torch.equal(auto, attention_backend("matmul")(*halves))
+    assert (auto - wanted).std() < 0.01 * wanted.std()
+
+
+def test_where_products_do_not_pay(monkeypatch):
+    def never(q, k, v):
+        raise AssertionError
+
+    monkeypatch.setattr(grid_attention, "_matmul_attention", never)
+    auto, q = attention_backend("auto"), torch.randn(1, 1, 4, 8)
+    assert torch.equal(auto(q, q, q), attention_backend("sdpa")(q, q, q))  # float32
+    trained = q.bfloat16().requires_grad_()  # the backward pass would keep the scores
+    auto(trained, trained, trained)
+    long = torch.zeros(1, 1, 1025, 8).bfloat16()
+    auto(long, long, long)
 
 
 def test_a_missing_xformers_names_the_install_line(monkeypatch):
