@@ -4,9 +4,11 @@ import torch
 from diffusion.models.perceptual import PerceptualDistance
 from diffusion.training.losses import (
     FeatureDiscriminator,
+    PictureLoss,
     charbonnier,
     hinge_losses,
 )
+from diffusion.utils.errors import ConfigError
 
 
 def test_charbonnier_is_square_near_zero_and_linear_far_away():
@@ -14,6 +16,15 @@ def test_charbonnier_is_square_near_zero_and_linear_far_away():
     assert charbonnier(difference) == pytest.approx(1e-2)
     assert charbonnier(torch.tensor([100.0])) == pytest.approx(100, rel=1e-4)
     assert charbonnier(torch.tensor([1e-3])) - 1e-2 == pytest.approx(1e-6 / 2e-2, rel=2e-2)
+
+
+def test_pixels_can_be_judged_by_their_psnr(frames):
+    """20 log10(2 / RMSE), but for sign and unit: the mean of every frame's own."""
+    levels = torch.tensor([0.02, 0.2]).view(2, 1, 1, 1)
+    (value,) = PictureLoss(0, 0, "log_rmse")(frames + levels, frames).values()
+    assert value.item() == pytest.approx(levels.log().mean().item(), abs=1e-4)
+    with pytest.raises(ConfigError, match="'mse' is not one of charbonnier, log_rmse"):
+        PictureLoss(0, 0, "mse")
 
 
 @pytest.fixture(scope="module")
