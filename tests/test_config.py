@@ -11,9 +11,7 @@ from diffusion.pipelines.builder import (
     build_part,
     check_config,
 )
-from diffusion.registry import check_options, keyword_parameters, split_type
-from diffusion.training.builder import DATA, PROVIDERS, STAGES
-from diffusion.training.trainer import Trainer
+from diffusion.training.builder import check_training
 from diffusion.utils.errors import ConfigError
 
 SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.py") if path.parent.name != "_base_")
@@ -122,14 +120,7 @@ def test_shipped_configs_build_strictly(path, tmp_path):
     "path", [p for p in SHIPPED if "train" in load_config(p)], ids=lambda path: path.name
 )
 def test_shipped_trainings_have_no_unread_key(path):
-    config = load_config(path)
-    train = dict(config["train"])
-    stage, stage_options = split_type(STAGES, train.pop("stage"), "train.stage")
-    check_options(stage, stage_options, "train.stage", PROVIDERS.keys() & keyword_parameters(stage))
-    data, data_options = split_type(DATA, config["data"], "data")
-    check_options(data, data_options, "data", PROVIDERS.keys() & keyword_parameters(data))
-    given = ["stage", "batches", "work_dir", "device", "dtype"]
-    check_options(Trainer, train, "train", given)
+    check_training(load_config(path))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Config -> trainer."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ def check_training(config: Mapping[str, Any]) -> None:
     ):
         if train.get(name) is not None:
             check_options(target, train[name], f"train.{name}", given)
-    check_provided(DATA, config["data"], "data")
+    check_provided(DATA, config["data"], "data", DATA_RUNTIME)
     if "validation" in config:
         check_options(Validation, config["validation"], "validation", ["training_list"])
 
@@ -138,14 +138,16 @@ def build_validation(config: Mapping[str, Any]) -> Validation | None:
     return call_with(Validation, config["validation"], "validation", training_list=training_list)
 
 
-def wanted_by(target: Callable) -> set[str]:
+def wanted_by(target: Callable, runtime: Iterable[str]) -> set[str]:
     """Names of the arguments that are made for a constructor rather than read from a config."""
-    return {*PROVIDERS, *DATA_RUNTIME} & keyword_parameters(target).keys()
+    return {*PROVIDERS, *runtime} & keyword_parameters(target).keys()
 
 
-def check_provided(registry: Registry, options: Mapping[str, Any], where: str) -> None:
+def check_provided(
+    registry: Registry, options: Mapping[str, Any], where: str, runtime: Iterable[str] = ()
+) -> None:
     target, options = split_type(registry, options, where)
-    check_options(target, options, where, wanted_by(target))
+    check_options(target, options, where, wanted_by(target, runtime))
 
 
 def provide(
@@ -160,9 +162,10 @@ def provide(
     runtime: arguments for it that no config holds, if it asks for them.
     """
     target, options = split_type(registry, options, where)
-    wanted = wanted_by(target)
+    runtime = runtime or {}
+    wanted = wanted_by(target, runtime)
     check_options(target, options, where, wanted)
-    given = {name: value for name, value in (runtime or {}).items() if name in wanted}
+    given = {name: value for name, value in runtime.items() if name in wanted}
     # In one order, not that of a set: networks draw their first weights from one generator.
     given |= {name: make(config) for name, make in PROVIDERS.items() if name in wanted}
     return call_with(target, options, where, **given)
