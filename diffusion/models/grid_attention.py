@@ -142,10 +142,8 @@ def _cells_on_axis(axis: str, length: int, cells: int) -> int:
 
 
 ATTENTION: Final = ("auto", "sdpa", "matmul", "xformers", "flash_attn")
-# Of "matmul": scores at a time (16 bits each: they stay in the cache), and the longest cells for
-# which it is faster on CPUs (docs/large_videos.md has times).
-SCORES: Final = 2**21
-LONGEST: Final = 1024
+# Of "matmul", at a time: 16 MB in 16 bits, which the next step finds in or near the cache.
+SCORES: Final = 2**23
 
 
 def attention_backend(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -164,26 +162,23 @@ def attention_backend(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
 
 
 def _auto_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """SDPA, but where its kernel for CPUs makes nothing of bfloat16."""
-    on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
-    if on_cpu and q.shape[2] <= LONGEST and not q.requires_grad:
+    """SDPA, but where its kernel for CPUs makes nothing of bfloat16 (docs/large_videos.md)."""
+    # a backward pass would keep the scores
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not q.requires_grad:
         return _matmul_attention(q, k, v)
     return functional.scaled_dot_product_attention(q, k, v)
 
 
 def _matmul_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v as it is written, some cells at a time."""
+    """softmax(q k^T / sqrt(d)) v as it is written, for some cells and some queries at a time."""
     _, heads, n, d = q.shape
-    step = max(1, SCORES // (heads * n * n))
-    q = q * d**-0.5
-    return torch.cat(
-        [
-            (some_q @ some_k.transpose(-1, -2)).softmax(-1) @ some_v
-            for some_q, some_k, some_v in zip(
-                q.split(step), k.split(step), v.split(step), strict=True
-            )
-        ]
-    )
+    cells, queries = max(1, SCORES // (heads * n * n)), max(1, SCORES // (heads * n))
+    q, k = q * d**-0.5, k.transpose(-1, -2)
+    out = []
+    for some_q, some_k, some_v in zip(q.split(cells), k.split(cells), v.split(cells), strict=True):
+        rows = [(x @ some_k).softmax(-1) @ some_v for x in some_q.split(queries, dim=2)]
+        out.append(torch.cat(rows, dim=2))
+    return torch.cat(out)
 
 
 def _xformers_backend() -> Callable[[Tensor, Tensor, Tensor], Tensor]:
