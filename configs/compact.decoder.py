@@ -18,8 +18,8 @@ data = dict(
     max_downscale=1.75,
 )
 train = dict(
-    stage=dict(type="DecoderStage", rank=16, perceptual_weight=1.0, adversarial_weight=0.02),
-    max_steps=1500,
+    stage=dict(type="DecoderStage", rank=16, perceptual_weight=3.0, adversarial_weight=0.05),
+    max_steps=520,
     lr=1e-3,
     warmup_steps=20,
     gradient_clip=0.5,

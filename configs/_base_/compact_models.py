@@ -24,6 +24,7 @@ weights = dict(
     previewer="pretrained/compact/previewer.safetensors",
     vae="pretrained/compact/vae.safetensors",
     refiner="pretrained/compact/refiner.safetensors",
+    decoder_change="pretrained/compact/vae.restored.safetensors",
 )
 reconstruct = dict(max_short_edge=512, num_frames=16)
 del wide, long
