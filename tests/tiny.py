@@ -20,6 +20,7 @@ vae = dict(
 )
 refiner = dict(hidden_size=48, depth=2, num_heads=2, grids=[[1, 4], None])
 weights = dict(
+    _delete_=True,  # the embedded model's change of its decoder is none of these networks'
     compressor={folder!r} + "/compressor.safetensors",
     previewer={folder!r} + "/previewer.safetensors",
     vae={folder!r} + "/vae.safetensors",

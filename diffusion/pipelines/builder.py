@@ -57,9 +57,11 @@ def weights_of(config: Mapping[str, Any], override: str | Path | None = None) ->
 
     override: a folder (of a training or of `save_cascade`) whose <part>.safetensors replace the
         config's, or one file, which is the refiner's. A change holds for the file that it was
-        learnt from: it goes when that part is replaced.
+        learnt from: it goes when that part is replaced. None in a config is no file: with
+        `weights.vae` of your own, set `weights.decoder_change=None`.
     """
-    paths = {name: resolve(path) for name, path in config.get("weights", {}).items()}
+    weights = config.get("weights", {})
+    paths = {name: resolve(path) for name, path in weights.items() if path is not None}
     if override is None:
         return paths
     override = Path(override).expanduser()

@@ -64,6 +64,9 @@ def test_which_weights(config, tiny_config, tmp_path):
     change.touch()
     assert weights_of(config, tmp_path)["refiner_change"] == change
 
+    without = load_config(tiny_config, ["weights.decoder_change=None"])
+    assert weights_of(without) == own
+
     (tmp_path / "empty").mkdir()
     with pytest.raises(WeightsError, match=r"empty: holds none of compressor\.safetensors"):
         weights_of(config, tmp_path / "empty")
