@@ -42,7 +42,7 @@ def test_vae_beats_the_linear_code(pipeline, clip):
     linear = alone.vae.encoder.linear
     code = linear.decode(linear.encode(clip[:, :, 0]))[:, :, None]
     latents = alone.encode_vae(clip)
-    assert quality(alone.decode_vae(latents), clip) > quality(code, clip) + 2
+    assert quality(alone.decode_vae(latents), clip) > quality(code, clip) + 1.5
     # the cascade's decoder is made for other latents
     assert quality(pipeline.decode_vae(latents), clip) < quality(alone.decode_vae(latents), clip)
 
