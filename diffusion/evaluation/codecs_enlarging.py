@@ -26,7 +26,16 @@ FILTERS: Final[dict[str, Filter]] = {"blended": stretch, "repeated": repeat}
 FACTOR: Final = 4  # of height and width, or of the frame rate
 
 
-class UpscaleCodec(CascadeCodec):
+class EnlargingCodec(CascadeCodec):
+    """The cascade from other pieces than its own semantic latents."""
+
+    def _restore(self, pieces: Iterable[tuple[Tensor, Tensor]], num_frames: int) -> Tensor:
+        """Conditions, and what stands for the preview -> (B, 3, num_frames, H', W')."""
+        latents = self.pipeline.restore_stream(pieces, num_frames, **self._sampling())
+        return torch.cat(list(self.pipeline.decode_vae_stream(latents, num_frames)), dim=2)
+
+
+class UpscaleCodec(EnlargingCodec):
     """A quarter of the height and width, restored by the cascade. condition: see Upscaler."""
 
     def __init__(self, name: str, config: str, options: CodecOptions, condition: str = "enlarged"):
@@ -37,11 +46,8 @@ class UpscaleCodec(CascadeCodec):
         return store(reduce(pad_reflect(video, FACTOR), FACTOR), video)
 
     def decode(self, encoded: Encoded) -> Tensor:
-        num_frames = encoded.size[0]
         pieces = self.upscaler.pieces([encoded.data.float()])
-        latents = self.pipeline.restore_stream(pieces, num_frames, **self._sampling())
-        videos = self.pipeline.decode_vae_stream(latents, num_frames)
-        return restored(torch.cat(list(videos), dim=2), encoded)
+        return restored(self._restore(pieces, encoded.size[0]), encoded)
 
     def facts(self) -> dict[str, Any]:
         return latent_facts(FACTOR, 1, 3, self._networks())
@@ -50,7 +56,7 @@ class UpscaleCodec(CascadeCodec):
         return super().made_with() | {"factor": FACTOR, "condition": self.upscaler.condition}
 
 
-class InterpolateCodec(CascadeCodec):
+class InterpolateCodec(EnlargingCodec):
     """Every fourth frame; those between are restored by the cascade, those after are the last."""
 
     def encode(self, video: Tensor) -> Encoded:
@@ -60,9 +66,7 @@ class InterpolateCodec(CascadeCodec):
         known = encoded.data.float()
         pieces = stretched_pieces(self.pipeline, [known], FACTOR)
         num_frames = stretched_length(known.shape[2], FACTOR)
-        latents = self.pipeline.restore_stream(pieces, num_frames, **self._sampling())
-        video = torch.cat(list(self.pipeline.decode_vae_stream(latents, num_frames)), dim=2)
-        return restored(as_long(video, encoded), encoded)
+        return restored(as_long(self._restore(pieces, num_frames), encoded), encoded)
 
     def facts(self) -> dict[str, Any]:
         return latent_facts(1, FACTOR, 3, self._networks())

@@ -55,7 +55,7 @@ class VAEStage(Stage):
 
     def loss(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         vae = self.parts["vae"]
-        frames = flat(batch.video).contiguous(memory_format=torch.channels_last)
+        frames = channels_last(flat(batch.video))
         mean = vae.encoder(frames)
         reconstruction = vae.decoder(mean + vae.posterior_std * draws.normal(mean))
         energy = {"latents": self.latent_weight * latent_energy(mean)}
@@ -100,7 +100,7 @@ class CompressorStage(Stage):
             load_weights(part, resolve(self.init_from) / f"{name}.safetensors")
 
     def loss(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        frames = flat(batch.video).contiguous(memory_format=torch.channels_last)
+        frames = channels_last(flat(batch.video))
         latents = self.parts["compressor"].encoder(frames)
         preview = self.parts["previewer"].decoder(latents)
         terms = {
@@ -118,6 +118,11 @@ class CompressorStage(Stage):
 def flat(video: Tensor) -> Tensor:
     """(B, C, F, H, W) -> (B*F, C, H, W)."""
     return rearrange(video, "b c f h w -> (b f) c h w")
+
+
+def channels_last(frames: Tensor) -> Tensor:
+    """(N, C, H, W) as convolutions on a CPU are fastest with."""
+    return frames.contiguous(memory_format=torch.channels_last)
 
 
 def fit_linear(encoder: nn.Module, decoder: nn.Module, batches: Batches) -> None:

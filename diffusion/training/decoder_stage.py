@@ -1,6 +1,7 @@
 """The stage that fits the VAE's decoder to the diffusion transformer in front of it."""
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch.func import functional_call
 
 from diffusion.data.clips import Batch
 from diffusion.models.low_rank import LowRank, change, layers_of
-from diffusion.training.autoencoder_stages import flat
+from diffusion.training.autoencoder_stages import channels_last, flat
 from diffusion.training.draws import Draws
 from diffusion.training.frozen import FrozenNetworks
 from diffusion.training.losses import FeatureDiscriminator, PictureLoss
@@ -37,18 +38,19 @@ class DecoderStage(Stage):
         perceptual_weight: float = 1.0,
         adversarial_weight: float = 0.02,
     ):
-        decoder = networks.fresh("vae").decoder
-        super().__init__(decoder_change=LowRank(decoder, rank, layers_of(decoder, nn.Conv2d)))
+        vae = networks.fresh("vae").requires_grad_(False)
+        layers = layers_of(vae.decoder, nn.Conv2d)
+        super().__init__(decoder_change=LowRank(vae.decoder, rank, layers))
         if adversarial_weight:
             self.parts["discriminator"] = FeatureDiscriminator()
-        self.decoder = decoder.requires_grad_(False)
+        self.vae = vae
         self.picture_loss = PictureLoss(perceptual_weight, adversarial_weight)
         self.networks, self.steps = networks, tuple(steps)
 
     def loss(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
         latents = flat(self.restored(batch.video, draws))  # (B * F, 4, h, w)
-        weights = self.parts["decoder_change"].changed(self.decoder)
-        decoded = functional_call(self.decoder, weights, (channels_last(latents),))
+        weights = self.parts["decoder_change"].changed(self.vae.decoder)
+        decoded = functional_call(self.vae.decoder, weights, (channels_last(latents),))
         judge = dict(self.parts).get("discriminator")
         return self.picture_loss(decoded, channels_last(flat(batch.video)), judge)
 
@@ -62,13 +64,8 @@ class DecoderStage(Stage):
 
     def reconstruct(self, parts: Mapping[str, nn.Module], video: Tensor) -> Tensor:
         """By the cascade, with its usual number of steps."""
-        vae = self.networks.fresh("vae").to(video.device)
+        vae = deepcopy(self.vae)
         change(vae.decoder, parts["decoder_change"])
         refiner = self.networks.get("refiner", video.device)
         cascade = self.networks.cascade({"vae": vae, "refiner": refiner}, video.device)
         return cascade.reconstruct(video)
-
-
-def channels_last(frames: Tensor) -> Tensor:
-    """(N, C, H, W) as convolutions on a CPU are fastest with."""
-    return frames.contiguous(memory_format=torch.channels_last)

@@ -43,6 +43,13 @@ def train(stage, steps: int, lr: float = 1e-2) -> list[float]:
     return values
 
 
+def only_the_change_moved(change, before, network) -> None:
+    """before: the state dict of `network` before some steps."""
+    after = network.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(layer.up.any() for layer in change.children())
+
+
 def test_pictures_are_those_of_the_predicted_x0(config):
     """Where next to no noise was added the transformer has no say: pictures are the VAE's."""
     stage = stage_of(config, PictureStage, adversarial_weight=0.0, diffusion_weight=0.0)
@@ -100,9 +107,7 @@ class TestOneStep:
         assert stage.parts.keys() == {"refiner_change", "discriminator"}
         before = copy.deepcopy(stage.refiner.state_dict())
         train(stage, 2)
-        after = stage.refiner.state_dict()
-        assert all(torch.equal(before[key], after[key]) for key in before)
-        assert all(layer.up.any() for layer in stage.parts["refiner_change"].children())
+        only_the_change_moved(stage.parts["refiner_change"], before, stage.refiner)
 
     def test_the_student_learns_and_commands_use_it(self, config, teacher, tmp_path):
         stage = stage_of(config, OneStepStage, teacher=teacher, **PIXELS)
