@@ -12,15 +12,21 @@ video_list = ["example"]
 data = dict(
     type="RandomClips",
     cache_dir="work_dirs/frames",
-    batch_size=2,
+    batch_size=4,
     size=256,
     num_frames=8,
     max_downscale=1.75,
 )
 train = dict(
-    stage=dict(type="DecoderStage", rank=16, perceptual_weight=3.0, adversarial_weight=0.05),
-    max_steps=520,
-    lr=1e-3,
+    stage=dict(
+        type="DecoderStage",
+        rank=28,
+        picture_frames=4,
+        perceptual_weight=3.0,
+        adversarial_weight=0.1,
+    ),
+    max_steps=1200,
+    lr=7e-4,
     warmup_steps=20,
     gradient_clip=0.5,
     ema_decay=0.99,

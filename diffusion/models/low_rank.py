@@ -1,5 +1,6 @@
 """A second behaviour of a network in a small file: low-rank changes of its layers."""
 
+import logging
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.models.weights import check_fits, read_state_dict
+
+log = logging.getLogger(__name__)
 
 
 class LowRank(nn.Module):
@@ -26,6 +29,20 @@ class LowRank(nn.Module):
             weight = network.get_submodule(name).weight
             self.add_module(name.replace(".", "/"), LayerChange(weight, rank))
 
+    def start_from(self, path: str | Path) -> None:
+        """Make the change that a file makes, which may be of a lower rank than this one.
+
+        Directions that the file does not have stay as they were drawn, and change nothing yet.
+        """
+        state = read_state_dict(path)
+        for key, own in self.state_dict().items():
+            axis = 0 if key.endswith(".down") else 1  # of the rank
+            if key in state:
+                state[key] = _widened(state[key], own, axis)
+        check_fits(self, state, path)
+        self.load_state_dict(state)
+        log.info("starting from %s", path)
+
     def changed(self, network: nn.Module) -> dict[str, Tensor]:
         """The weights of these layers with their changes, by the names of the state dict."""
         changed = {}
@@ -33,6 +50,15 @@ class LowRank(nn.Module):
             weight = network.get_submodule(name.replace("/", ".")).weight
             changed[f"{name.replace('/', '.')}.weight"] = weight + change().view_as(weight)
         return changed
+
+
+def _widened(stored: Tensor, own: Tensor, axis: int) -> Tensor:
+    """`stored`, made as wide along `axis` as `own` by values of its; as it is if they differ."""
+    others = [tuple(x.shape[:axis] + x.shape[axis + 1 :]) for x in (stored, own)]
+    missing = own.shape[axis] - stored.shape[axis] if others[0] == others[1] else 0
+    if missing <= 0:
+        return stored
+    return torch.cat([stored.to(own), own.narrow(axis, own.shape[axis] - missing, missing)], axis)
 
 
 class LayerChange(nn.Module):

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from diffusion.config import resolve
 from diffusion.data.clips import Batch
 from diffusion.models.low_rank import LowRank, change, layers_of
 from diffusion.training.autoencoder_stages import channels_last, flat
 from diffusion.training.draws import Draws
 from diffusion.training.frozen import FrozenNetworks
-from diffusion.training.losses import FeatureDiscriminator, PictureLoss
-from diffusion.training.stage import Stage
+from diffusion.training.losses import FeatureDiscriminator, PictureLoss, random_view
+from diffusion.training.stage import Batches, Stage
 
 
 class DecoderStage(Stage):
@@ -26,7 +27,10 @@ class DecoderStage(Stage):
 
     rank: of the change.
     steps: of the sampler; a batch is restored with one of these numbers.
-    perceptual_weight, adversarial_weight: see PictureLoss.
+    picture_frames: of every clip, one after the other, that are decoded and judged. Frames of a
+        clip are alike: fewer of more clips teach more in the same time.
+    perceptual_weight, adversarial_weight: see PictureLoss; features are those of random views.
+    init_from: file of a change to start from, of this rank or less.
     """
 
     def __init__(
@@ -35,8 +39,10 @@ class DecoderStage(Stage):
         networks: FrozenNetworks,
         rank: int = 16,
         steps: Sequence[int] = (1, 4, 8),
+        picture_frames: int = 4,
         perceptual_weight: float = 1.0,
         adversarial_weight: float = 0.02,
+        init_from: str | None = None,
     ):
         vae = networks.fresh("vae").requires_grad_(False)
         layers = layers_of(vae.decoder, nn.Conv2d)
@@ -45,14 +51,22 @@ class DecoderStage(Stage):
             self.parts["discriminator"] = FeatureDiscriminator()
         self.vae = vae
         self.picture_loss = PictureLoss(perceptual_weight, adversarial_weight)
-        self.networks, self.steps = networks, tuple(steps)
+        self.networks, self.steps, self.picture_frames = networks, tuple(steps), picture_frames
+        self.init_from = init_from
+
+    def prepare(self, batches: Batches) -> None:
+        if self.init_from is not None:
+            self.parts["decoder_change"].start_from(resolve(self.init_from))
 
     def loss(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        latents = flat(self.restored(batch.video, draws))  # (B * F, 4, h, w)
+        chosen = draws.window(batch.video.shape[2], self.picture_frames)
+        latents = flat(self.restored(batch.video, draws)[:, :, chosen])  # (B * F, 4, h, w)
+        frames = flat(batch.video[:, :, chosen])
         weights = self.parts["decoder_change"].changed(self.vae.decoder)
         decoded = functional_call(self.vae.decoder, weights, (channels_last(latents),))
         judge = dict(self.parts).get("discriminator")
-        return self.picture_loss(decoded, channels_last(flat(batch.video)), judge)
+        view = random_view(draws, *frames.shape[-2:])
+        return self.picture_loss(decoded, channels_last(frames), judge, view)
 
     @torch.no_grad()
     def restored(self, video: Tensor, draws: Draws) -> Tensor:

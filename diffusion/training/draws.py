@@ -43,6 +43,11 @@ class Draws:
         """One in 0..h for each h of `highest`, the same for all clips and processes."""
         return tuple(int(self.shared_uniform() * (h + 1)) for h in highest)
 
+    def window(self, total: int, length: int) -> slice:
+        """`length` of `total` positions one after the other, or all of fewer."""
+        (first,) = self.shared_integers([max(0, total - length)])
+        return slice(first, first + length)
+
 
 def _generator(*words: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(seeded(NOISE, *words).integers(2**62)))

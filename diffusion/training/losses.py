@@ -1,6 +1,6 @@
 """Pixel and adversarial losses of the autoencoder stages."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from diffusion.models.perceptual import PerceptualDistance, feature_distance
+from diffusion.training.draws import Draws
 from diffusion.utils.errors import ConfigError
+
+View = Callable[[Tensor], Tensor]
+"""(N, 3, H, W) -> (N, 3, h, w): a piece of all frames, resized."""
 
 
 def charbonnier(difference: Tensor, epsilon: float = 1e-2) -> Tensor:
@@ -78,6 +82,26 @@ def hinge_losses(
     return loss, -_mean(x.mean() for x in judged)
 
 
+def random_view(draws: Draws, height: int, width: int) -> View:
+    """A piece of 3/4 to all of the height and width, made 0.8 to 1.3 times as large.
+
+    A network's features see a fixed grid at a fixed scale, and a decoder learns to please them
+    there. Seen through random views (E-LPIPS, Kettunen et al. 2019, arXiv:1906.03973), a distance
+    is small for frames that are near also to other networks.
+    """
+    share, scale = 0.75 + 0.25 * draws.shared_uniform(), 0.8 + 0.5 * draws.shared_uniform()
+    piece = [round(share * length) for length in (height, width)]
+    top, left = draws.shared_integers([height - piece[0], width - piece[1]])
+    size = [max(1, round(scale * length / 8)) * 8 for length in piece]
+
+    def view(frames: Tensor) -> Tensor:
+        """(N, 3, height, width) -> (N, 3, *size)."""
+        frames = frames[..., top : top + piece[0], left : left + piece[1]].float()
+        return F.interpolate(frames, size, mode="bilinear", antialias=True)
+
+    return view
+
+
 class PictureLoss(nn.Module):
     """How far decoded frames are from the original: in pixels, in features, to a judge.
 
@@ -97,15 +121,22 @@ class PictureLoss(nn.Module):
         self.features = PerceptualDistance() if perceptual_weight or adversarial_weight else None
 
     def forward(
-        self, decoded: Tensor, frames: Tensor, discriminator: FeatureDiscriminator | None = None
+        self,
+        decoded: Tensor,
+        frames: Tensor,
+        discriminator: FeatureDiscriminator | None = None,
+        view: View | None = None,
     ) -> dict[str, Tensor]:
         """Two (N, 3, H, W), about [-1, 1] -> weighted terms. Channels last is faster.
 
         discriminator: trained by the same terms; needed where `adversarial_weight` is not zero.
+        view: of both, whose features are compared; the frames as they are if None.
         """
         terms = {"pixels": self.pixel_loss(decoded.float(), frames)}
         if self.features is None:
             return terms
+        if view is not None:
+            decoded, frames = view(decoded), view(frames)
         with torch.no_grad():
             real = self.features.features(frames)
         fake = self.features.features(decoded)

@@ -97,12 +97,10 @@ class PictureStage(RefinerStage):
         """The frames that the predicted x0 stands for, against those of `video`."""
         x0 = self.noise.predicted_x0(prediction[:, : x_t.shape[1]].float(), x_t, t)
         latents = self.conditioning.from_x0(x0, base)
-        count = min(self.picture_frames, video.shape[2])
-        (first,) = draws.shared_integers([video.shape[2] - count])
-        chosen, original = (x[:, :, first : first + count] for x in (latents, video))
-        decoded = self.network("vae", video).decode(chosen)  # (B, 3, count, H, W)
+        chosen = draws.window(video.shape[2], self.picture_frames)
+        decoded = self.network("vae", video).decode(latents[:, :, chosen])
         judge = dict(self.parts).get("discriminator")
-        return self.picture_loss(flat(decoded), flat(original), judge)
+        return self.picture_loss(flat(decoded), flat(video[:, :, chosen]), judge)
 
 
 class OneStepStage(PictureStage):

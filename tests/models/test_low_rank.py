@@ -84,3 +84,21 @@ def test_convolutions_are_changed_alike(tmp_path):
         *(False, True),
         *(True, True),
     ]
+
+
+def test_a_change_goes_on_with_a_higher_rank(tmp_path):
+    base, low_rank, file = network(), learnt(rank=2), tmp_path / "change.safetensors"
+    save_weights(low_rank, file, {})
+    for rank in (2, 3):
+        wider = LowRank(base, rank, LAYERS)
+        drawn = wider.get_parameter("0.down").detach().clone()
+        wider.start_from(file)
+        for name, value in low_rank.changed(base).items():
+            torch.testing.assert_close(wider.changed(base)[name], value)
+        assert torch.equal(wider.get_parameter("0.down")[2:], drawn[2:])  # free to learn
+    for refused, rank in ((LAYERS, 1), (LAYERS[:1], 3)):
+        with pytest.raises(WeightsError, match=r"change\.safetensors: "):
+            LowRank(base, rank, refused).start_from(file)
+    other = nn.Sequential(nn.Linear(7, 8), nn.Sequential(nn.SiLU(), nn.Linear(8, 5)))
+    with pytest.raises(WeightsError, match=r"0.down is \(2, 6\) but this LowRank needs \(3, 7\)"):
+        LowRank(other, 3, LAYERS).start_from(file)

@@ -71,3 +71,27 @@ def test_the_decoder_learns_and_the_cascade_alone_uses_it(tiny_config, tmp_path)
     refiner = networks.get("refiner", video.device)
     shown = networks.cascade({"refiner": refiner}, video.device).reconstruct(video)
     torch.testing.assert_close(shown, got, rtol=0, atol=1e-5)
+
+
+def test_it_goes_on_from_a_file(tiny_config, tmp_path):
+    config, video = config_of(tiny_config), video_batch(count=1).video
+    stage, file = stage_of(config), tmp_path / "decoder_change.safetensors"
+    train(stage, 2)
+    save_weights(stage.parts["decoder_change"], file, {})
+    wider = stage_of(config, rank=6, init_from=str(file))
+    wider.prepare(lambda step: None)
+    got = wider.reconstruct(wider.parts, video)
+    torch.testing.assert_close(got, stage.reconstruct(stage.parts, video), rtol=0, atol=1e-5)
+
+
+def test_only_some_frames_of_every_clip_are_decoded(tiny_config):
+    config, batch = config_of(tiny_config), video_batch(count=2)
+    decoded = []
+    for frames in (1, 99):
+        stage = stage_of(config, picture_frames=frames)
+        stage.picture_loss.register_forward_pre_hook(
+            lambda _, given: decoded.append([len(x) for x in given[:2]])
+        )
+        stage.loss(batch, draws())
+    whole = 2 * batch.video.shape[2]
+    assert decoded == [[2, 2], [whole, whole]]

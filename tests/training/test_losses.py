@@ -2,11 +2,13 @@ import pytest
 import torch
 
 from diffusion.models.perceptual import PerceptualDistance
+from diffusion.training.draws import Draws
 from diffusion.training.losses import (
     FeatureDiscriminator,
     PictureLoss,
     charbonnier,
     hinge_losses,
+    random_view,
 )
 from diffusion.utils.errors import ConfigError
 
@@ -98,3 +100,25 @@ def test_the_discriminator_learns_to_tell_soft_frames_and_to_approve_sharp_ones(
     assert of_judge < 1
     approved = hinge_losses(discriminator, real, real)[1]
     assert approved < of_decoder - 0.5
+
+
+def test_a_view_shows_the_same_piece_of_all_frames(frames):
+    sizes = set()
+    for step in range(12):
+        draws = Draws(seed=0, step=step, first=0, count=1)
+        view = random_view(draws, 64, 64)
+        seen = view(frames)
+        assert torch.equal(view(frames[:1]), seen[:1])
+        torch.testing.assert_close(view(2 * frames + 1), 2 * seen + 1)
+        sizes.add(seen.shape[-2:])
+    assert len(sizes) > 4
+    assert all(0.75 * 0.8 * 64 - 8 <= side <= 1.3 * 64 + 8 for size in sizes for side in size)
+
+
+def test_features_are_those_of_a_view_and_pixels_those_of_the_frames(frames):
+    damaged = frames.clone()
+    damaged[..., 40:] += 0.5
+    loss = PictureLoss(1.0, 0.0)
+    seen = loss(damaged, frames, view=lambda x: x[..., :32])
+    assert seen["perceptual"] < 1e-6
+    assert seen["pixels"] == loss(damaged, frames)["pixels"] > 0.1
