@@ -12,7 +12,7 @@ from diffusion.models.perceptual import PerceptualDistance
 from diffusion.models.weights import load_weights
 from diffusion.pipelines.padding import pad_reflect
 from diffusion.training.draws import Draws
-from diffusion.training.losses import FeatureDiscriminator, PictureLoss, log_rmse
+from diffusion.training.losses import PictureLoss, log_rmse
 from diffusion.training.stage import Batches, Stage
 
 FIT_BATCHES = 16  # beyond all steps, so that no step sees them again
@@ -40,9 +40,8 @@ class VAEStage(Stage):
         init_from: str | None = None,
     ):
         super().__init__(vae=vae)
-        if adversarial_weight:
-            self.parts["discriminator"] = FeatureDiscriminator()
         self.picture_loss = PictureLoss(perceptual_weight, adversarial_weight, pixel_loss)
+        self.parts.update(self.picture_loss.trained())
         self.latent_weight, self.init_from = latent_weight, init_from
         vae.encoder.requires_grad_(train_encoder)
 
@@ -59,8 +58,7 @@ class VAEStage(Stage):
         mean = vae.encoder(frames)
         reconstruction = vae.decoder(mean + vae.posterior_std * draws.normal(mean))
         energy = {"latents": self.latent_weight * latent_energy(mean)}
-        judge = dict(self.parts).get("discriminator")
-        return self.picture_loss(reconstruction, frames, judge) | energy
+        return self.picture_loss(reconstruction, frames, self.parts) | energy
 
     def reconstruct(self, parts: Mapping[str, nn.Module], video: Tensor) -> Tensor:
         return through(parts["vae"], parts["vae"], video)

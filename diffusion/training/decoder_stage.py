@@ -13,7 +13,7 @@ from diffusion.models.low_rank import LowRank, change, layers_of
 from diffusion.training.autoencoder_stages import channels_last, flat
 from diffusion.training.draws import Draws
 from diffusion.training.frozen import FrozenNetworks
-from diffusion.training.losses import FeatureDiscriminator, PictureLoss, random_view
+from diffusion.training.losses import PictureLoss, random_view
 from diffusion.training.stage import Batches, Stage
 
 
@@ -47,10 +47,9 @@ class DecoderStage(Stage):
         vae = networks.fresh("vae").requires_grad_(False)
         layers = layers_of(vae.decoder, nn.Conv2d)
         super().__init__(decoder_change=LowRank(vae.decoder, rank, layers))
-        if adversarial_weight:
-            self.parts["discriminator"] = FeatureDiscriminator()
         self.vae = vae
         self.picture_loss = PictureLoss(perceptual_weight, adversarial_weight)
+        self.parts.update(self.picture_loss.trained())
         self.networks, self.steps, self.picture_frames = networks, tuple(steps), picture_frames
         self.init_from = init_from
 
@@ -64,9 +63,8 @@ class DecoderStage(Stage):
         frames = flat(batch.video[:, :, chosen])
         weights = self.parts["decoder_change"].changed(self.vae.decoder)
         decoded = functional_call(self.vae.decoder, weights, (channels_last(latents),))
-        judge = dict(self.parts).get("discriminator")
         view = random_view(draws, *frames.shape[-2:])
-        return self.picture_loss(decoded, channels_last(frames), judge, view)
+        return self.picture_loss(decoded, channels_last(frames), self.parts, view)
 
     @torch.no_grad()
     def restored(self, video: Tensor, draws: Draws) -> Tensor:

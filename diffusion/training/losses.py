@@ -1,6 +1,6 @@
 """Pixel and adversarial losses of the autoencoder stages."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -120,16 +120,20 @@ class PictureLoss(nn.Module):
         self.perceptual_weight, self.adversarial_weight = perceptual_weight, adversarial_weight
         self.features = PerceptualDistance() if perceptual_weight or adversarial_weight else None
 
+    def trained(self) -> dict[str, nn.Module]:
+        """What a stage has to train among its parts for this loss: the discriminator, if any."""
+        return {"discriminator": FeatureDiscriminator()} if self.adversarial_weight else {}
+
     def forward(
         self,
         decoded: Tensor,
         frames: Tensor,
-        discriminator: FeatureDiscriminator | None = None,
+        parts: Mapping[str, nn.Module] | nn.ModuleDict,
         view: View | None = None,
     ) -> dict[str, Tensor]:
         """Two (N, 3, H, W), about [-1, 1] -> weighted terms. Channels last is faster.
 
-        discriminator: trained by the same terms; needed where `adversarial_weight` is not zero.
+        parts: of the stage, with what `trained` has made; the same terms train it.
         view: of both, whose features are compared; the frames as they are if None.
         """
         terms = {"pixels": self.pixel_loss(decoded.float(), frames)}
@@ -142,7 +146,7 @@ class PictureLoss(nn.Module):
         fake = self.features.features(decoded)
         terms["perceptual"] = self.perceptual_weight * feature_distance(fake, real).mean()
         if self.adversarial_weight:
-            judge, judged = hinge_losses(discriminator, real, fake)
+            judge, judged = hinge_losses(parts["discriminator"], real, fake)
             terms["discriminator"] = judge
             terms["adversarial"] = self.adversarial_weight * judged
         return terms

@@ -17,7 +17,7 @@ from diffusion.pipelines.conditioning import Conditioning
 from diffusion.training.autoencoder_stages import flat
 from diffusion.training.draws import Draws
 from diffusion.training.frozen import FrozenNetworks
-from diffusion.training.losses import FeatureDiscriminator, PictureLoss
+from diffusion.training.losses import PictureLoss
 from diffusion.training.refiner_stage import RefinerStage
 from diffusion.utils.errors import ConfigError
 
@@ -57,9 +57,8 @@ class PictureStage(RefinerStage):
             position_range=position_range,
             init_from=init_from,
         )
-        if adversarial_weight:
-            self.parts["discriminator"] = FeatureDiscriminator()
         self.picture_loss = PictureLoss(perceptual_weight, adversarial_weight)
+        self.parts.update(self.picture_loss.trained())
         self.diffusion_weight, self.picture_frames = diffusion_weight, picture_frames
 
     def loss(self, batch: Batch | LatentBatch, draws: Draws) -> dict[str, Tensor]:
@@ -99,12 +98,11 @@ class PictureStage(RefinerStage):
         latents = self.conditioning.from_x0(x0, base)
         chosen = draws.window(video.shape[2], self.picture_frames)
         decoded = self.network("vae", video).decode(latents[:, :, chosen])
-        judge = dict(self.parts).get("discriminator")
-        return self.picture_loss(flat(decoded), flat(video[:, :, chosen]), judge)
+        return self.picture_loss(flat(decoded), flat(video[:, :, chosen]), self.parts)
 
 
 class OneStepStage(PictureStage):
-    """A student of one step, from noise to x0, judged as pictures.
+    """A student of one step, from noise to x0, self.partsd as pictures.
 
     Adversarial post-training (Lin et al. 2025, arXiv:2501.08316): the student starts as the
     diffusion model and learns from real videos and a discriminator in place of its teacher. Since

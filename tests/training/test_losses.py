@@ -23,7 +23,7 @@ def test_charbonnier_is_square_near_zero_and_linear_far_away():
 def test_pixels_can_be_judged_by_their_psnr(frames):
     """20 log10(2 / RMSE), but for sign and unit: the mean of every frame's own."""
     levels = torch.tensor([0.02, 0.2]).view(2, 1, 1, 1)
-    (value,) = PictureLoss(0, 0, "log_rmse")(frames + levels, frames).values()
+    (value,) = PictureLoss(0, 0, "log_rmse")(frames + levels, frames, {}).values()
     assert value.item() == pytest.approx(levels.log().mean().item(), abs=1e-4)
     with pytest.raises(ConfigError, match="'mse' is not one of charbonnier, log_rmse"):
         PictureLoss(0, 0, "mse")
@@ -119,6 +119,6 @@ def test_features_are_those_of_a_view_and_pixels_those_of_the_frames(frames):
     damaged = frames.clone()
     damaged[..., 40:] += 0.5
     loss = PictureLoss(1.0, 0.0)
-    seen = loss(damaged, frames, view=lambda x: x[..., :32])
+    seen = loss(damaged, frames, {}, view=lambda x: x[..., :32])
     assert seen["perceptual"] < 1e-6
-    assert seen["pixels"] == loss(damaged, frames)["pixels"] > 0.1
+    assert seen["pixels"] == loss(damaged, frames, {})["pixels"] > 0.1
