@@ -3,7 +3,10 @@
 Run: bash train_vae.sh configs/compact.decoder.py
 
 The last stage, a change of low rank in a file of its own (`weights.decoder_change`): the cascade
-decodes with it what the transformer restored, and the VAE alone stays as it is.
+decodes with it what the transformer restored, and the VAE alone stays as it is. To go on from the
+embedded one:
+
+    --cfg-options train.stage.init_from=pretrained/compact/vae.restored.safetensors
 """
 
 _base_ = ["_base_/compact_models.py"]
