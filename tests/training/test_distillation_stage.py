@@ -1,11 +1,9 @@
 import pytest
 import torch
 from denoising import denoise
-from test_refiner_stage import config_of, latent_batch, stage_of
+from test_refiner_stage import config_of, latent_batch, stage_of, teacher_file
 
-from diffusion.models.weights import save_weights
 from diffusion.noise.samplers import build_sampler
-from diffusion.pipelines.builder import build_part
 from diffusion.training.distillation_stage import DistillationStage
 from diffusion.training.draws import Draws
 from diffusion.utils.errors import ConfigError, WeightsError
@@ -18,14 +16,7 @@ def config(tiny_config):
 
 @pytest.fixture
 def teacher(config, tmp_path):
-    """A file of weights that are far from zero everywhere."""
-    torch.manual_seed(1)
-    refiner = build_part(config, "refiner")
-    with torch.no_grad():
-        for parameter in refiner.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    save_weights(refiner, tmp_path / "teacher.safetensors", {"part": "refiner"})
-    return str(tmp_path / "teacher.safetensors")
+    return teacher_file(config, tmp_path)
 
 
 def sampled(network, stage, condition, noise, steps):

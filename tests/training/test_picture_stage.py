@@ -2,11 +2,11 @@ import copy
 
 import pytest
 import torch
-from test_refiner_stage import config_of, draws, latent_batch, stage_of, video_batch
+from test_refiner_stage import config_of, draws, latent_batch, stage_of, teacher_file, video_batch
 
 from diffusion.models.weights import save_weights
 from diffusion.noise.samplers import build_sampler
-from diffusion.pipelines.builder import build_cascade, build_part
+from diffusion.pipelines.builder import build_cascade
 from diffusion.training.picture_stage import OneStepStage, PictureStage
 from diffusion.utils.errors import ConfigError
 
@@ -20,14 +20,7 @@ def config(tiny_config):
 
 @pytest.fixture
 def teacher(config, tmp_path):
-    """A file of weights with no layer at zero."""
-    torch.manual_seed(1)
-    refiner = build_part(config, "refiner")
-    with torch.no_grad():
-        for parameter in refiner.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    save_weights(refiner, tmp_path / "teacher.safetensors", {"part": "refiner"})
-    return str(tmp_path / "teacher.safetensors")
+    return teacher_file(config, tmp_path)
 
 
 def train(stage, steps: int, lr: float = 1e-2) -> list[float]:

@@ -1,4 +1,5 @@
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,15 +31,25 @@ def config_of(path, *overrides):
     return load_config(path, overrides)
 
 
-def stage_of(config, kind=RefinerStage, **options):
-    """The stage with weights that are the same each time, none of them zero."""
-    torch.manual_seed(0)
+def refiner_of(config, seed: int = 0):
+    """With weights that are the same each time, none of them zero."""
+    torch.manual_seed(seed)
     refiner = build_part(config, "refiner")
     with torch.no_grad():
         for parameter in refiner.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
+    return refiner
+
+
+def teacher_file(config, folder: Path) -> str:
+    """Weights that no stage starts from by itself."""
+    save_weights(refiner_of(config, seed=1), folder / "teacher.safetensors", {"part": "refiner"})
+    return str(folder / "teacher.safetensors")
+
+
+def stage_of(config, kind=RefinerStage, **options):
     return kind(
-        refiner=refiner,
+        refiner=refiner_of(config),
         noise=build_noise(config),
         conditioning=conditioning_of(config),
         networks=FrozenNetworks(config),
