@@ -28,7 +28,7 @@ train = dict(
         perceptual_weight=3.0,
         adversarial_weight=0.1,
     ),
-    max_steps=1200,
+    max_steps=560,
     lr=7e-4,
     warmup_steps=20,
     gradient_clip=0.5,
