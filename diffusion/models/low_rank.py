@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffusion.models.weights import check_fits, read_state_dict
+from diffusion.models.weights import check_fits, read_state_dict, widened
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class LowRank(nn.Module):
         for key, own in self.state_dict().items():
             axis = 0 if key.endswith(".down") else 1  # of the rank
             if key in state:
-                state[key] = _widened(state[key], own, axis)
+                state[key] = widened(state[key], own, axis)
         check_fits(self, state, path)
         self.load_state_dict(state)
         log.info("starting from %s", path)
@@ -50,15 +50,6 @@ class LowRank(nn.Module):
             weight = network.get_submodule(name.replace("/", ".")).weight
             changed[f"{name.replace('/', '.')}.weight"] = weight + change().view_as(weight)
         return changed
-
-
-def _widened(stored: Tensor, own: Tensor, axis: int) -> Tensor:
-    """`stored`, made as wide along `axis` as `own` by values of its; as it is if they differ."""
-    others = [tuple(x.shape[:axis] + x.shape[axis + 1 :]) for x in (stored, own)]
-    missing = own.shape[axis] - stored.shape[axis] if others[0] == others[1] else 0
-    if missing <= 0:
-        return stored
-    return torch.cat([stored.to(own), own.narrow(axis, own.shape[axis] - missing, missing)], axis)
 
 
 class LayerChange(nn.Module):

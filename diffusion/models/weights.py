@@ -51,17 +51,25 @@ def load_initial_weights(module: nn.Module, path: str | Path) -> None:
     """
     state = read_state_dict(path)
     wanted, stored = module.state_dict().get(INPUT_LAYER), state.get(INPUT_LAYER)
-    new = 0
-    if wanted is not None and stored is not None and stored.ndim == wanted.ndim:
-        new = max(0, wanted.shape[1] - stored.shape[1])
-        zeros = stored.new_zeros(len(stored), new, *stored.shape[2:])
-        state[INPUT_LAYER] = torch.cat([stored, zeros], dim=1)
+    if wanted is not None and stored is not None:
+        state[INPUT_LAYER] = widened(stored, torch.zeros_like(wanted), axis=1)
     check_fits(module, state, path)
     module.load_state_dict(state)
     log.info("starting from %s", path)
+    new = state[INPUT_LAYER].shape[1] - stored.shape[1] if wanted is not None else 0
     if new:
         total = wanted.shape[1]
         log.info("%d of the %d input channels are new and start at zero", new, total)
+
+
+def widened(stored: Tensor, wanted: Tensor, axis: int) -> Tensor:
+    """`stored` plus what it lacks along `axis`, of `wanted`, which must be alike elsewhere."""
+    sizes = zip(stored.shape, wanted.shape, strict=False)
+    differing = [i for i, (have, want) in enumerate(sizes) if have != want]
+    missing = wanted.shape[axis] - stored.shape[axis] if differing == [axis] else 0
+    if missing <= 0 or stored.ndim != wanted.ndim:
+        return stored
+    return torch.cat([stored, wanted.narrow(axis, stored.shape[axis], missing)], axis)
 
 
 def read_state_dict(path: str | Path, *, use_ema: bool = False) -> StateDict:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.func import functional_call
 
@@ -99,6 +100,10 @@ def test_a_change_goes_on_with_a_higher_rank(tmp_path):
     for refused, rank in ((LAYERS, 1), (LAYERS[:1], 3)):
         with pytest.raises(WeightsError, match=r"change\.safetensors: "):
             LowRank(base, rank, refused).start_from(file)
+    flat = {key: value.flatten() for key, value in low_rank.state_dict().items()}
+    save_file(flat, tmp_path / "flat.safetensors")
+    with pytest.raises(WeightsError, match=r"flat\.safetensors: "):
+        LowRank(base, 3, LAYERS).start_from(tmp_path / "flat.safetensors")
     other = nn.Sequential(nn.Linear(7, 8), nn.Sequential(nn.SiLU(), nn.Linear(8, 5)))
     with pytest.raises(WeightsError, match=r"0.down is \(2, 6\) but this LowRank needs \(3, 7\)"):
         LowRank(other, 3, LAYERS).start_from(file)
