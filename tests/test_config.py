@@ -3,7 +3,7 @@ import tiny
 import torch
 
 from diffusion.config import ROOT, dump_config, load_config, parse_override, resolve
-from diffusion.pipelines.builder import (
+from diffusion.pipelines.cascade_builder import (
     CHANGES,
     PARTS,
     build_conditioning,
@@ -11,7 +11,7 @@ from diffusion.pipelines.builder import (
     build_part,
     check_config,
 )
-from diffusion.training.builder import check_training
+from diffusion.training.trainer_builder import check_training
 from diffusion.utils.errors import ConfigError
 
 SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.py") if path.parent.name != "_base_")

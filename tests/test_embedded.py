@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from diffusion.config import ROOT, load_config
-from diffusion.data.video_io import read_video
-from diffusion.evaluation.metrics import psnr
-from diffusion.pipelines.builder import build_cascade
+from diffusion.data.video.video_io import read_video
+from diffusion.evaluation.metrics.all_metrics import psnr
+from diffusion.pipelines.cascade_builder import build_cascade
 
 
 @pytest.fixture(scope="module")

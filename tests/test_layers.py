@@ -33,7 +33,7 @@ def imported(source: str) -> set[str]:
 
 
 def part_of(name: str) -> str:
-    """'diffusion.data.clips' -> 'data'; 'tools.train' -> 'tools'."""
+    """'diffusion.data.training.random_clips' -> 'data'; 'tools.train' -> 'tools'."""
     first, *rest = name.split(".")
     return first if first == "tools" else rest[0]
 

@@ -4,7 +4,6 @@ Runs on random video; weights that are not there are drawn at random.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from diffusion.app.options import (
@@ -15,7 +14,7 @@ from diffusion.app.options import (
     whole_number,
 )
 from diffusion.utils.cli import CommandParser, run_command
-from diffusion.utils.files import make_folder, replacing
+from diffusion.utils.files import write_json
 
 
 def clip_size(text: str) -> tuple[int, int, int]:
@@ -64,10 +63,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # not above: --help need not wait for torch
-    from diffusion.app.benchmark import Options, Workload, benchmark
-    from diffusion.app.benchmark_table import print_benchmark
+    from diffusion.app.benchmarking.speed import Options, Workload, benchmark
+    from diffusion.app.benchmarking.speed_table import print_benchmark
     from diffusion.noise.samplers import build_sampler
-    from diffusion.pipelines.builder import steps_of
+    from diffusion.pipelines.cascade_builder import steps_of
 
     config = read_config(args)
     steps = args.steps or steps_of(config)
@@ -91,9 +90,7 @@ def main(args: argparse.Namespace) -> None:
     )
     result["config"] = args.config
     if args.output is not None:
-        make_folder(args.output.parent)
-        with replacing(args.output) as partial:
-            partial.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(args.output, result)
     print_benchmark(result)
 
 

@@ -24,7 +24,7 @@ def main(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from diffusion.app.benchmark_loader import benchmark_loaders, geometric_mean_ratio
+    from diffusion.app.benchmarking.loader_speed import benchmark_loaders, geometric_mean_ratio
     from diffusion.data.video_list import list_videos
 
     results = benchmark_loaders(

@@ -25,18 +25,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # not above: --help need not wait for torch
-    from diffusion.app.processes import output_folder, sharing
-    from diffusion.app.reconstruct import (
+    from diffusion.app.reconstruction.reconstruction import (
         CHUNK,
         check_latents,
         decode_pieces,
         open_latents_of,
         without_padding,
     )
-    from diffusion.app.stages import Stages
-    from diffusion.app.unfinished import UnfinishedRun, run_key
-    from diffusion.data.video_io import VideoWriter
-    from diffusion.pipelines.builder import build_cascade, weights_of
+    from diffusion.app.reconstruction.several_processes import output_folder, sharing
+    from diffusion.app.reconstruction.stage_times import Stages
+    from diffusion.app.reconstruction.unfinished import UnfinishedRun, run_key
+    from diffusion.data.video.video_io import VideoWriter
+    from diffusion.pipelines.cascade_builder import build_cascade, weights_of
 
     config = read_config(args)
     sampling = sampling_options(args, config)

@@ -7,7 +7,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from diffusion.app.published_weights import PUBLISHED, fetch_published
+from diffusion.app.weights.published_weights import PUBLISHED, fetch_published
 from diffusion.utils.cli import CommandParser, run_command
 from diffusion.utils.files import make_folder
 

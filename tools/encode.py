@@ -26,11 +26,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # not above: --help need not wait for torch
-    from diffusion.app.clip import open_clip
-    from diffusion.app.reconstruct import encode_chunks, latents_info
-    from diffusion.app.stages import Stages
+    from diffusion.app.reconstruction.clip_source import open_clip
+    from diffusion.app.reconstruction.reconstruction import encode_chunks, latents_info
+    from diffusion.app.reconstruction.stage_times import Stages
     from diffusion.data.latents import LatentsWriter
-    from diffusion.pipelines.builder import build_cascade
+    from diffusion.pipelines.cascade_builder import build_cascade
 
     stages = Stages()
     config = read_config(args)

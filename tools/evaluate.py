@@ -58,11 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # not above: --help need not wait for torch
-    from diffusion.app import evaluate as app
-    from diffusion.evaluation.codecs import CodecOptions
+    from diffusion.app.evaluating import evaluation_run as app
+    from diffusion.evaluation.codecs.codecs_by_name import CodecOptions
     from diffusion.evaluation.protocol import get_protocol
     from diffusion.noise.samplers import build_sampler
-    from diffusion.pipelines.builder import DEFAULT_STEPS
+    from diffusion.pipelines.cascade_builder import DEFAULT_STEPS
 
     # refuses what cannot be
     build_sampler(args.sampler, num_inference_steps=args.steps or DEFAULT_STEPS)

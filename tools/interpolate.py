@@ -5,7 +5,7 @@ Leaves result.mp4, compare.mp4 and compare.png (beside repeated and blended fram
 
 import argparse
 
-from diffusion.app.enlarge_command import enlarge_video, enlarging_parser
+from diffusion.app.enlarging.enlarge_command import enlarge_video, enlarging_parser
 from diffusion.app.options import whole_number
 from diffusion.utils.cli import run_command
 

@@ -6,7 +6,7 @@ Several runs are laid over each other. A run may be drawn while it goes on.
 import argparse
 from pathlib import Path
 
-from diffusion.app.plot_training import plot_training
+from diffusion.app.training.training_plot import plot_training
 from diffusion.utils.cli import CommandParser, run_command
 from diffusion.utils.errors import UserError
 from diffusion.utils.files import make_folder

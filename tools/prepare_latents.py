@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # not above: --help need not wait for torch
-    from diffusion.app.prepare_latents import Part, Segments, prepare_latents
+    from diffusion.app.training.encode_set import Part, Segments, prepare_latents
     from diffusion.config import load_config
 
     low, high = args.short_edge

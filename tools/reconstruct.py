@@ -16,7 +16,7 @@ from diffusion.app.options import (
     sampling_options,
 )
 from diffusion.utils.cli import CommandParser, run_command
-from diffusion.utils.files import make_folder
+from diffusion.utils.files import make_folder, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,13 +35,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # not above: --help need not wait for torch
-    from diffusion.app.clip import open_clip
-    from diffusion.app.processes import output_folder, sharing
-    from diffusion.app.reconstruct import OUTPUTS, Reconstruction, write_json
-    from diffusion.app.stages import Stages
-    from diffusion.app.table import print_results
-    from diffusion.app.unfinished import UnfinishedRun, run_key
-    from diffusion.pipelines.builder import build_cascade, weights_of
+    from diffusion.app.reconstruction.clip_source import open_clip
+    from diffusion.app.reconstruction.printed_table import print_results
+    from diffusion.app.reconstruction.reconstruction import OUTPUTS, Reconstruction
+    from diffusion.app.reconstruction.several_processes import output_folder, sharing
+    from diffusion.app.reconstruction.stage_times import Stages
+    from diffusion.app.reconstruction.unfinished import UnfinishedRun, run_key
+    from diffusion.pipelines.cascade_builder import build_cascade, weights_of
 
     stages = Stages()
     config = read_config(args)
@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         **sampling,
     }
-    write_json(metrics, folder / "metrics.json")
+    write_json(folder / "metrics.json", metrics)
     print_results(metrics, [folder / name for name in OUTPUTS])
 
 

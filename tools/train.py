@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
         logging.getLogger().setLevel(logging.WARNING)
     config = load_config(args.config, args.cfg_options)
     if args.dry_run:
-        from diffusion.app.dry_run import dry_run, print_dry_run
+        from diffusion.app.training.dry_run import dry_run, print_dry_run
 
         print_dry_run(dry_run(config, **device_options(args), run=args.dry_run == "run"))
     else:
@@ -64,8 +64,8 @@ def main(args: argparse.Namespace) -> None:
 def train(config, work_dir: Path, **devices) -> None:
     from diffusion.app.environment import save_environment
     from diffusion.config import dump_config
-    from diffusion.training.builder import build_trainer
     from diffusion.training.stopping import exit_code
+    from diffusion.training.trainer_builder import build_trainer
     from diffusion.utils.files import replacing
 
     trainer = build_trainer(config, work_dir, **devices)

@@ -1,6 +1,5 @@
 """What a result depends on beside the config: code, packages, machine."""
 
-import json
 import platform
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from diffusion.config import ROOT
-from diffusion.utils.files import replacing
+from diffusion.utils.files import write_json
 
 
 def describe_environment() -> dict[str, Any]:
@@ -40,5 +39,4 @@ def git(*arguments: str) -> str | None:
 
 
 def save_environment(path: Path) -> None:
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(describe_environment(), indent=2) + "\n")
+    write_json(path, describe_environment())

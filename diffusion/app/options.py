@@ -15,7 +15,7 @@ from diffusion.utils.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from diffusion.app.clip import ClipOptions
+    from diffusion.app.reconstruction.clip_source import ClipOptions
 
 # The default of --config; relative to the project when not found from the working directory.
 DEFAULT_CONFIG = "configs/compact.effn-f32.py"
@@ -94,7 +94,7 @@ def add_steps_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
 def read_config(args: argparse.Namespace) -> Mapping[str, Any]:
     """The config of a command that uses the cascade; a key that nothing reads is refused."""
     from diffusion.config import load_config
-    from diffusion.pipelines.builder import check_config
+    from diffusion.pipelines.cascade_builder import check_config
 
     config = load_config(args.config, args.cfg_options)
     check_config(config)
@@ -112,7 +112,7 @@ def device_options(args: argparse.Namespace) -> "dict[str, torch.device | torch.
 
 def clip_options(args: argparse.Namespace, config: Mapping[str, Any]) -> "ClipOptions":
     """Which part of the video at which size; the config's limits hold where nothing is given."""
-    from diffusion.app.clip import ClipOptions
+    from diffusion.app.reconstruction.clip_source import ClipOptions
 
     limits = config.get("reconstruct", {})
     return ClipOptions(
@@ -130,7 +130,7 @@ def clip_options(args: argparse.Namespace, config: Mapping[str, Any]) -> "ClipOp
 def sampling_options(args: argparse.Namespace, config: Mapping[str, Any]) -> dict[str, int | str]:
     """Arguments of CascadePipeline.restore; a sampler that cannot be built is refused here."""
     from diffusion.noise.samplers import build_sampler
-    from diffusion.pipelines.builder import steps_of
+    from diffusion.pipelines.cascade_builder import steps_of
 
     steps = args.steps or steps_of(config)
     build_sampler(args.sampler, num_inference_steps=steps)

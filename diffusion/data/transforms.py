@@ -13,6 +13,8 @@ from torch import Tensor
 
 from diffusion.utils.errors import UserError
 
+SIDE_MULTIPLE = 32  # of frames' sides: the pixels of one position of the semantic latents
+
 
 def to_float(frames: np.ndarray | Tensor) -> Tensor:
     """(F, H, W, 3) uint8 -> (3, F, H, W) float32 in [-1, 1]."""

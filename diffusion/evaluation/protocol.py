@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.data.pictures import PictureReader
 from diffusion.data.transforms import crop_square, resize_short_edge, to_float
-from diffusion.data.video_io import Clip, open_video
+from diffusion.data.video.pictures import PictureReader
+from diffusion.data.video.video_io import Clip, open_video
+from diffusion.data.video.video_reader import VideoReader
 from diffusion.data.video_list import list_videos
-from diffusion.data.video_reader import VideoReader
 from diffusion.utils.errors import UserError, VideoError
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.config import ROOT
-from diffusion.evaluation.report_media import inside
+from diffusion.evaluation.report.media import inside
 from diffusion.utils.errors import UserError
 from diffusion.utils.progress import track
 

@@ -1,15 +1,11 @@
 """The semantic compressor: every frame becomes a very small latent, 32x in height and width."""
 
-import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torchvision.models import efficientnet_v2_s
 
 from diffusion.utils.errors import UserError
 from diffusion.utils.frames import map_frames
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from diffusion.utils.imagenet import imagenet_statistics
 
 
 class SemanticCompressor(nn.Module):
@@ -31,9 +27,9 @@ class SemanticCompressor(nn.Module):
             nn.Conv2d(1280, self.latent_channels, kernel_size=1, bias=False),
             nn.BatchNorm2d(self.latent_channels, affine=False),
         )
-        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
-            constant = rearrange(torch.tensor(values), "c -> c 1 1")
-            self.register_buffer(name, constant, persistent=False)
+        mean, std = imagenet_statistics()
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     def encode(self, video: Tensor) -> Tensor:
         """(B, 3, F, H, W) in [-1, 1] -> (B, 16, F, H/32, W/32)."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from diffusion.utils.errors import UserError
 from diffusion.utils.frames import map_frames
 from diffusion.utils.progress import track
-from diffusion.utils.windows import span_starts, span_weights
+from diffusion.utils.spans import span_starts, span_weights
 
 
 class VideoVAE(nn.Module):

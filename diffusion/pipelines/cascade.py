@@ -13,19 +13,7 @@ from torch import Tensor, nn
 
 from diffusion.noise.gaussian import GaussianDiffusion
 from diffusion.noise.samplers import Trajectory, build_sampler, frame_generators
-from diffusion.pipelines.conditioning import Conditioning
-from diffusion.pipelines.distributed import run_together
-from diffusion.pipelines.padding import pad_edges, pad_reflect, round_up
-from diffusion.pipelines.streams import (
-    Frames,
-    NoisySegment,
-    Segment,
-    WindowedStream,
-    denoise_stream,
-    recut,
-)
-from diffusion.pipelines.tiling import FittingTile, check_fits
-from diffusion.pipelines.windows import (
+from diffusion.pipelines.blending import (
     Runner,
     Spans,
     Tiles,
@@ -36,6 +24,18 @@ from diffusion.pipelines.windows import (
     published_tiles,
     published_windows,
     run_here,
+)
+from diffusion.pipelines.conditioning import Conditioning
+from diffusion.pipelines.distributed import run_together
+from diffusion.pipelines.fitting_tile import FittingTile, check_fits
+from diffusion.pipelines.padding import pad_edges, pad_reflect, round_up
+from diffusion.pipelines.streams import (
+    Frames,
+    NoisySegment,
+    Segment,
+    WindowedStream,
+    denoise_stream,
+    recut,
 )
 from diffusion.utils.errors import ConfigError
 from diffusion.utils.progress import track

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from diffusion.pipelines.windows import Units
+from diffusion.pipelines.blending import Units
 
 
 def run_together(net: Callable[..., Tensor], units: Units) -> list[Tensor]:

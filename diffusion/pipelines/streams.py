@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor
 
 from diffusion.noise.samplers import Trajectory
-from diffusion.pipelines.windows import Spans, Units
+from diffusion.pipelines.blending import Spans, Units
 
 Frames = tuple[Tensor, ...]
 """Tensors (B, C_i, f, H_i, W_i) of the same frames."""

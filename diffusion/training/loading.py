@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from diffusion.data.clips import Batch
-from diffusion.data.latent_cache import LatentBatch
-from diffusion.training.stage import Batches
+from diffusion.data.training.random_clips import Batch
+from diffusion.data.training.random_latents import LatentBatch
+from diffusion.training.stages.stage import Batches
 from diffusion.training.stopping import ignore_signals
 from diffusion.utils.errors import UserError
 

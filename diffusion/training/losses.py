@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from diffusion.models.perceptual import PerceptualDistance, feature_distance
+from diffusion.models.feature_distance import PerceptualDistance, feature_distance
 from diffusion.training.draws import Draws
 from diffusion.utils.errors import ConfigError
 

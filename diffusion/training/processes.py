@@ -11,8 +11,8 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from diffusion.data.clips import Batch
-from diffusion.data.latent_cache import LatentBatch
+from diffusion.data.training.random_clips import Batch
+from diffusion.data.training.random_latents import LatentBatch
 from diffusion.registry import call_with, nearest
 from diffusion.training.optimizers import NEED_WHOLE_WEIGHTS
 from diffusion.utils.errors import ConfigError, UserError

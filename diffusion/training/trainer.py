@@ -13,8 +13,8 @@ import torch
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
 
-from diffusion.data.clips import Batch
-from diffusion.data.latent_cache import LatentBatch
+from diffusion.data.training.random_clips import Batch
+from diffusion.data.training.random_latents import LatentBatch
 from diffusion.models.weights import save_weights
 from diffusion.training.checkpoint import (
     Background,
@@ -44,7 +44,7 @@ from diffusion.training.processes import (
     sharded_like,
     whole,
 )
-from diffusion.training.stage import Batches, Stage
+from diffusion.training.stages.stage import Batches, Stage
 from diffusion.training.stopping import StopRequest
 from diffusion.training.validation import Validation
 from diffusion.utils.errors import ConfigError, UserError

@@ -11,24 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.data.transforms import (
+    SIDE_MULTIPLE,
     crop_to_multiple,
     resize_short_edge,
     side_by_side,
     to_float,
     to_uint8,
 )
-from diffusion.data.video_io import Clip, open_video
+from diffusion.data.video.video_io import Clip, open_video
 from diffusion.data.video_list import list_videos
-from diffusion.evaluation.metrics import psnr, ssim
+from diffusion.evaluation.metrics.all_metrics import psnr, ssim
 from diffusion.training.monitor import Monitor
-from diffusion.training.stage import Stage
+from diffusion.training.stages.stage import Stage
 from diffusion.utils.errors import UserError, VideoError
-from diffusion.utils.pictures import comparison_picture, with_labels
+from diffusion.utils.labels import comparison_picture, with_labels
 from diffusion.utils.progress import track
 
 log = logging.getLogger(__name__)
-
-MULTIPLE = 32  # of pixels that one position of the smallest latents stands for
 
 
 class Validation:
@@ -54,7 +53,7 @@ class Validation:
             ("interval", interval, 1),
             ("num_clips", num_clips, 1),
             ("num_frames", num_frames, 1),
-            ("size", size, MULTIPLE),
+            ("size", size, SIDE_MULTIPLE),
         ):
             if value < least:
                 raise ValueError(f"{name} is {value}, but must be at least {least}")
@@ -102,7 +101,7 @@ def read_clip(path: Path, num_frames: int, size: int) -> Clip:
         # one by one: large frames are not held
         resized = [resize_short_edge(to_float(frame[None]), size) for frame in frames]
         fps = reader.info.fps
-    return Clip(crop_to_multiple(torch.cat(resized, dim=1), MULTIPLE), fps)
+    return Clip(crop_to_multiple(torch.cat(resized, dim=1), SIDE_MULTIPLE), fps)
 
 
 def read_clips(

@@ -7,6 +7,7 @@ import torch
 from diffusion.utils.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def choose_device(name: str = "auto") -> torch.device:

@@ -1,9 +1,11 @@
 """Files and folders that commands write: whole under their final name, or not there."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -33,6 +35,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink()
+
+
+def write_json(path: Path, values: Any) -> None:
+    """The file, whole; folders on the way are made."""
+    make_folder(path.parent)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def make_folder(path: str | Path) -> Path:

@@ -9,8 +9,8 @@ from PIL import Image
 from video_files import encode, moving_frames, set_display_matrix
 
 from diffusion.data.latents import load_latents
-from diffusion.data.video_io import VideoReader, read_frames
-from diffusion.utils.pictures import LABEL_HEIGHT
+from diffusion.data.video.video_io import VideoReader, read_frames
+from diffusion.utils.labels import LABEL_HEIGHT
 
 FILES = [
     "compare.mp4",

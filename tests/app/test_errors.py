@@ -19,14 +19,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from video_files import encode, moving_frames
 
-from diffusion.app import reconstruct as app
+from diffusion.app.reconstruction import reconstruction as app
 from diffusion.config import ROOT
 from diffusion.data.latents import LatentsInfo, save_latents
-from diffusion.data.video_io import VideoWriter
+from diffusion.data.video.video_io import VideoWriter
 from diffusion.training.checkpoint import save_checkpoint
 from diffusion.utils.cli import OUT_OF_MEMORY
 from diffusion.utils.errors import UserError, VideoError
-from diffusion.utils.files import make_folder, replacing
+from diffusion.utils.files import make_folder, replacing, write_json
 
 NEEDS_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="limits of the system")
 
@@ -346,7 +346,7 @@ def write_latents(path):
 
 
 def write_metrics(path):
-    app.write_json({str(i): i for i in range(1000)}, path)
+    write_json(path, {str(i): i for i in range(1000)})
 
 
 def write_checkpoint(path):

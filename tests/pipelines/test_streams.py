@@ -5,8 +5,8 @@ import torch
 from einops import rearrange
 
 from diffusion.noise.samplers import SAMPLERS, Trajectory, build_sampler, frame_generators
+from diffusion.pipelines.blending import Spans, blended_spans, chunk_spans, published_windows
 from diffusion.pipelines.streams import NoisySegment, denoise_stream, recut
-from diffusion.pipelines.windows import Spans, blended_spans, chunk_spans, published_windows
 
 CUTS = {
     "blended": lambda length: blended_spans(length, 8, 2),

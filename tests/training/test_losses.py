@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffusion.models.perceptual import PerceptualDistance
+from diffusion.models.feature_distance import PerceptualDistance
 from diffusion.training.draws import Draws
 from diffusion.training.losses import (
     FeatureDiscriminator,

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from video_files import moving_frames
 
 from diffusion.data.transforms import to_float
-from diffusion.data.video_io import VideoReader, read_frames
+from diffusion.data.video.video_io import VideoReader, read_frames
 from diffusion.training.monitor import Monitor
 from diffusion.utils.errors import UserError
 

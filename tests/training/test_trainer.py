@@ -17,7 +17,7 @@ from video_files import encode, moving_frames
 
 from diffusion.config import load_config
 from diffusion.registry import Registry
-from diffusion.training import builder
+from diffusion.training import trainer_builder
 from diffusion.training.ema import ema_copy, update_ema
 from diffusion.training.loading import fetch
 from diffusion.training.trainer import TrainingDiverged
@@ -144,15 +144,15 @@ def test_keys_are_checked_before_anything_is_read(train_config, tmp_path, overri
 
 def test_networks_are_built_in_one_order(monkeypatch):
     """Not that of a set, which differs between processes: their first weights would too."""
-    built = []
-    providers = {name: lambda config, name=name: built.append(name) for name in builder.PROVIDERS}
-    monkeypatch.setattr(builder, "PROVIDERS", providers)
+    built, names = [], trainer_builder.PROVIDERS
+    providers = {name: lambda config, name=name: built.append(name) for name in names}
+    monkeypatch.setattr(trainer_builder, "PROVIDERS", providers)
 
     class Everything:
         def __init__(self, *, vae, refiner, noise, previewer, conditioning, compressor):
             pass
 
-    builder.provide(Registry("stage", [Everything]), {"type": "Everything"}, "stage", {})
+    trainer_builder.provide(Registry("stage", [Everything]), {"type": "Everything"}, "stage", {})
     assert built == ["compressor", "previewer", "vae", "refiner", "noise", "conditioning"]
 
 

@@ -8,13 +8,13 @@ from torch import nn
 from video_files import encode, moving_frames
 
 from diffusion.data.transforms import resize, to_float
-from diffusion.data.video_io import VideoReader, read_video
-from diffusion.evaluation.metrics import psnr, ssim
+from diffusion.data.video.video_io import VideoReader, read_video
+from diffusion.evaluation.metrics.all_metrics import psnr, ssim
 from diffusion.training.monitor import Monitor
-from diffusion.training.stage import Stage
+from diffusion.training.stages.stage import Stage
 from diffusion.training.validation import Validation
 from diffusion.utils.errors import UserError
-from diffusion.utils.pictures import LABEL_HEIGHT
+from diffusion.utils.labels import LABEL_HEIGHT
 from diffusion.utils.scalars import read_scalars
 
 SIZE = {"interval": 10, "num_frames": 4, "size": 64}

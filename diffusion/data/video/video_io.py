@@ -1,0 +1,99 @@
+"""Videos in and out: the reader, the writer, and whole clips as one array or tensor."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from diffusion.data.transforms import to_float
+from diffusion.data.video.pictures import PictureReader
+from diffusion.data.video.video_file import VideoInfo
+from diffusion.data.video.video_reader import VideoReader
+from diffusion.data.video.video_writer import VideoWriter
+from diffusion.data.video_list import PICTURE_SUFFIXES
+from diffusion.utils.errors import VideoError
+from diffusion.utils.progress import track
+
+__all__ = [
+    "Clip",
+    "VideoInfo",
+    "VideoReader",
+    "VideoWriter",
+    "open_video",
+    "read_frames",
+    "read_video",
+]
+
+MAX_CLIP_BYTES = 8 * 2**30  # of uint8 frames held at once
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A piece of a video.
+
+    video: (C, F, H, W) float32 RGB in [-1, 1].
+    fps: frames per second of `video`, after frame_stride.
+    """
+
+    video: Tensor
+    fps: float
+
+
+def open_video(path: str | os.PathLike[str], *, threads: int = 0) -> VideoReader | PictureReader:
+    """Whatever `list_videos` lists: a video, a picture, or a folder of numbered pictures."""
+    path = Path(path)
+    if path.is_dir() or path.suffix.lower() in PICTURE_SUFFIXES:
+        return PictureReader(path)
+    return VideoReader(path, threads=threads)
+
+
+def read_frames(
+    path: str | os.PathLike[str],
+    *,
+    start: int = 0,
+    num_frames: int | None = None,
+    frame_stride: int = 1,
+    fps: float | None = None,
+) -> np.ndarray:
+    """(F, H, W, 3) uint8 RGB; the arguments are those of `VideoReader.frames`."""
+    return _read(path, start, num_frames, frame_stride, fps)[0]
+
+
+def read_video(
+    path: str | os.PathLike[str],
+    *,
+    start: int = 0,
+    num_frames: int | None = None,
+    frame_stride: int = 1,
+    fps: float | None = None,
+) -> Clip:
+    """A clip in the model's pixel range; the arguments are those of `VideoReader.frames`."""
+    frames, rate = _read(path, start, num_frames, frame_stride, fps)
+    return Clip(to_float(frames), rate)
+
+
+def _read(
+    path: str | os.PathLike[str],
+    start: int,
+    num_frames: int | None,
+    frame_stride: int,
+    fps: float | None,
+) -> tuple[np.ndarray, float]:
+    with VideoReader(path) as reader:
+        info = reader.info
+        frame_bytes = 3 * info.width * info.height
+        most = MAX_CLIP_BYTES // frame_bytes
+        too_long = (
+            f"more than {most} frames of {info.width}x{info.height} do not fit in memory; "
+            "pass fewer num_frames, or read them in pieces with VideoReader.chunks"
+        )
+        if num_frames is not None and num_frames > most:
+            raise VideoError(path, too_long)
+        frames = []
+        for frame in track(reader.frames(start, num_frames, frame_stride, fps)):
+            if len(frames) == most:
+                raise VideoError(path, too_long)
+            frames.append(frame)
+        return np.stack(frames), (fps or info.fps) / frame_stride

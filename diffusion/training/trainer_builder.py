@@ -1,0 +1,171 @@
+"""Config -> trainer."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+
+from diffusion.data.training.random_clips import RandomClips
+from diffusion.data.training.random_latents import RandomLatents
+from diffusion.data.training.video_clips import VideoClips
+from diffusion.pipelines.cascade_builder import (
+    PARTS,
+    build_conditioning,
+    build_noise,
+    build_part,
+    check_config,
+)
+from diffusion.pipelines.conditioning import Conditioning
+from diffusion.registry import Registry, call_with, check_options, keyword_parameters, split_type
+from diffusion.training.optimizers import DEFAULT_OPTIMIZER, check_optimizer, scaled_lr
+from diffusion.training.processes import join_processes, sharding
+from diffusion.training.stages.autoencoder_stages import CompressorStage, VAEStage
+from diffusion.training.stages.decoder_stage import DecoderStage
+from diffusion.training.stages.distillation_stage import DistillationStage
+from diffusion.training.stages.frozen import FrozenNetworks
+from diffusion.training.stages.picture_stage import OneStepStage, PictureStage
+from diffusion.training.stages.refiner_stage import JointStage, RefinerStage
+from diffusion.training.trainer import Trainer
+from diffusion.training.validation import Validation
+from diffusion.utils.errors import ConfigError
+
+STAGES = Registry(
+    "stage",
+    [
+        CompressorStage,
+        DecoderStage,
+        DistillationStage,
+        JointStage,
+        OneStepStage,
+        PictureStage,
+        RefinerStage,
+        VAEStage,
+    ],
+)
+DATA = Registry(
+    "data",
+    [RandomClips, RandomLatents, VideoClips],
+    aliases={"clips": VideoClips, "latents": RandomLatents},
+)
+
+# Arguments of constructors that no config holds.
+TRAINER_RUNTIME = (
+    *("stage", "batches", "batch_size", "work_dir", "validation", "config"),
+    *("device", "dtype"),
+)
+DATA_RUNTIME = ("rank", "world_size", "bad_list")
+
+
+def conditioning_of(config: Mapping[str, Any]) -> Conditioning:
+    """The conditioning that sampling will use; of the networks it needs the sizes alone."""
+    with torch.device("meta"):
+        compressor, vae = build_part(config, "compressor"), build_part(config, "vae")
+    return build_conditioning(config, compressor, vae)
+
+
+# What a constructor may ask for by name -> how it is made from the config.
+PROVIDERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    **{name: partial(build_part, name=name) for name in PARTS},
+    "networks": FrozenNetworks,
+    "noise": build_noise,
+    "conditioning": conditioning_of,
+    "video_list": lambda config: config["video_list"],
+}
+
+
+def check_training(config: Mapping[str, Any]) -> None:
+    """Refuse what nothing reads or what is missing, before anything is loaded."""
+    for key in ("train", "data", "video_list"):
+        if key not in config:
+            raise ConfigError(f"the config has no {key!r}; training needs it")
+    check_config(config)
+    train = dict(config["train"])
+    check_provided(STAGES, train.pop("stage", {}), "train.stage")
+    check_options(Trainer, train, "train", TRAINER_RUNTIME)
+    check_optimizer(train.get("optimizer", DEFAULT_OPTIMIZER))
+    for name, target, given in (
+        ("auto_lr", scaled_lr, ("lr", "total_batch")),
+        ("fsdp", sharding, ("frozen",)),
+    ):
+        if train.get(name) is not None:
+            check_options(target, train[name], f"train.{name}", given)
+    check_provided(DATA, config["data"], "data", DATA_RUNTIME)
+    if "validation" in config:
+        check_options(Validation, config["validation"], "validation", ["training_list"])
+
+
+def build_trainer(
+    config: Mapping[str, Any],
+    work_dir: Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Trainer:
+    """The trainer that the config's `train`, `data`, `validation` and `video_list` describe."""
+    check_training(config)
+    options = dict(config["train"])
+    processes = join_processes(torch.device(device))
+    runtime = {
+        "rank": processes.process_index,
+        "world_size": processes.num_processes,
+        "bad_list": Path(work_dir) / "bad_videos.txt",
+    }
+    batches = provide(DATA, config["data"], "data", config, runtime)
+    set_seed(options.get("seed", 0))  # the same first weights every time and in all processes
+    stage = provide(STAGES, options.pop("stage"), "train.stage", config)
+    return call_with(
+        Trainer,
+        options,
+        "train",
+        stage=stage,
+        batches=batches,
+        batch_size=config["data"].get("batch_size"),
+        work_dir=work_dir,
+        validation=build_validation(config),
+        config=config,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def build_validation(config: Mapping[str, Any]) -> Validation | None:
+    if "validation" not in config:
+        return None
+    training_list = config["video_list"]
+    return call_with(Validation, config["validation"], "validation", training_list=training_list)
+
+
+def wanted_by(target: Callable, runtime: Iterable[str]) -> set[str]:
+    """Names of the arguments that are made for a constructor rather than read from a config."""
+    return {*PROVIDERS, *runtime} & keyword_parameters(target).keys()
+
+
+def check_provided(
+    registry: Registry, options: Mapping[str, Any], where: str, runtime: Iterable[str] = ()
+) -> None:
+    target, options = split_type(registry, options, where)
+    check_options(target, options, where, wanted_by(target, runtime))
+
+
+def provide(
+    registry: Registry,
+    options: Mapping[str, Any],
+    where: str,
+    config: Mapping[str, Any],
+    runtime: Mapping[str, Any] | None = None,
+) -> Any:
+    """Build from `options`, and from the rest of the config what the constructor asks for.
+
+    runtime: arguments for it that no config holds, if it asks for them.
+    """
+    target, options = split_type(registry, options, where)
+    runtime = runtime or {}
+    wanted = wanted_by(target, runtime)
+    check_options(target, options, where, wanted)
+    given = {name: value for name, value in runtime.items() if name in wanted}
+    # In one order, not that of a set: networks draw their first weights from one generator.
+    given |= {name: make(config) for name, make in PROVIDERS.items() if name in wanted}
+    return call_with(target, options, where, **given)

@@ -1,0 +1,202 @@
+"""Trainings of the tiny cascade: in this process, and in processes that start quickly."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from dataclasses import replace
+from math import nan
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+from accelerate import DistributedType, PartialState
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
+
+from diffusion.config import load_config
+from diffusion.data.training.random_clips import Batch
+from diffusion.training.processes import join_processes
+from diffusion.training.stages.stage import Stage
+from diffusion.training.trainer import Trainer
+from diffusion.training.trainer_builder import build_trainer
+
+# Blocks of 8x8 pixels in place of 32x32: their principal components are found in no time.
+COMPRESSOR = """
+compressor.update(stem=2, latent_channels=4)
+previewer.update(stem=2, latent_channels=4)
+video_list = {videos!r}
+data = dict(type="RandomClips", cache_dir={cache!r}, batch_size=4, size=32, num_frames=2)
+train = dict(
+    stage=dict(type="CompressorStage"), max_steps=30, lr=3e-3, warmup_steps=3, ema_decay=0.9,
+    log_interval=5, save_interval=10, num_workers=0,
+)
+"""
+REFINER = """
+video_list = {videos!r}
+data = dict(type="RandomLatents", folder={latents!r}, batch_size=4, size=8, num_frames=4)
+train = dict(
+    stage=dict(type="RefinerStage", image_share=0.3, position_range=[2, 4, 4]),
+    max_steps=40, lr=3e-3, warmup_steps=2, ema_decay=0.9, log_interval=20, save_interval=40,
+    num_workers=0,
+)
+"""
+TIMINGS = {"seconds", "clips_per_second", "data_share"}
+
+
+def compressor_config(folder: Path, video: Path, weights: Path) -> Path:
+    """A config that trains the tiny compressor and previewer; `weights` holds the cascade's."""
+    extra = COMPRESSOR.format(videos=[str(video)], cache=str(folder / "frames"))
+    return tiny.write_config(folder / "train.py", extra, weights)
+
+
+def trainer_of(path: Path, work_dir: Path, *overrides: str, **options) -> Trainer:
+    return build_trainer(load_config(path, overrides), work_dir, **options)
+
+
+def scalars(work_dir: Path) -> list[dict[str, float]]:
+    """Everything recorded but timings."""
+    lines = map(json.loads, (work_dir / "scalars.jsonl").read_text().splitlines())
+    return [{name: line[name] for name in line if name not in TIMINGS} for line in lines]
+
+
+def same(one: object, other: object) -> bool:
+    """Whether two nested states are equal, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    names = sorted(path.name for path in one.glob("*.safetensors"))
+    assert names
+    return all(same(load_file(one / name), load_file(other / name)) for name in names)
+
+
+class Line(Stage):
+    """Fits a weight to the mean of the pixels; not finite from the second batch on, if asked."""
+
+    def __init__(self, diverge: bool = False):
+        super().__init__(line=torch.nn.Linear(1, 1))
+        self.diverge = diverge
+
+    def loss(self, batch, draws):
+        error = self.parts["line"](batch.video.mean().view(1)) - 1
+        if self.diverge and batch.video.mean() > 0:
+            error = error * float("nan")
+        return {"error": error.square().mean()}
+
+
+def numbered(step: int) -> Batch:
+    return Batch(torch.full((1, 3, 1, 2, 2), float(step)), [f"clip{step}.mp4"])
+
+
+def line_trainer(work_dir: Path, stage: Stage | None = None, **options) -> Trainer:
+    torch.manual_seed(0)
+    defaults = {"max_steps": 5, "lr": 0.1, "warmup_steps": 1, "num_workers": 0}
+    return Trainer(stage=stage or Line(), batches=numbered, work_dir=work_dir, **defaults | options)
+
+
+# Other processes. They are forked from one that has imported what takes seconds to import.
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["diffusion.training.trainer_builder"])
+
+
+def start(target, *arguments) -> multiprocessing.Process:
+    process = PROCESSES.Process(target=quiet, args=(target, *arguments))
+    process.start()
+    return process
+
+
+def quiet(target, *arguments) -> None:
+    """Run with one thread, so that sums have one order, and without output."""
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    os.dup2(sys.stderr.fileno(), 2)
+    torch.set_num_threads(1)
+    target(*arguments)
+
+
+def train(path: Path, work_dir: Path, overrides: tuple[str, ...] = (), kill_at_rename: int = 0):
+    """kill_at_rename: SIGKILL just before the file of that number, from 1, gets its name."""
+    if kill_at_rename:
+        counted = iter(range(1, kill_at_rename + 1))
+        rename = Path.replace
+
+        def counting(self, target):
+            of_a_save = "checkpoints" in str(target) or target.suffix == ".safetensors"
+            if of_a_save and next(counted) == kill_at_rename:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rename(self, target)
+
+        Path.replace = counting
+    stopped = trainer_of(path, work_dir, *overrides).run()
+    sys.exit(0 if stopped is None else 128 + stopped)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def train_together(
+    world_size: int, path: Path, work_dir: Path, overrides: tuple[str, ...] = (), **options
+) -> list[multiprocessing.Process]:
+    """Start `world_size` processes that train as one; returns them when they have ended."""
+    port = free_port()
+    processes = [
+        start(train_as_rank, rank, world_size, port, path, work_dir, overrides, options)
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.join(120)
+        process.kill()
+    return processes
+
+
+def train_as_rank(
+    rank: int,
+    world_size: int,
+    port: int,
+    path: Path,
+    work_dir: Path,
+    overrides: tuple[str, ...],
+    options: dict[str, Any],
+) -> None:
+    """One process of several, with the environment that torchrun gives it."""
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    if options.get("sharded"):
+        allow_sharding_on_cpu()
+    trainer = trainer_of(path, work_dir, *overrides)
+    if options.get("sharded"):
+        trainer.config = None  # it may continue what other numbers of processes began
+        trainer.start()
+        assert all(isinstance(p, DTensor) for p in trainer.parts.parameters())
+        assert all(isinstance(mean, DTensor) for mean in trainer.average.weights.values())
+    if options.get("nan_on") == rank:
+        batches = trainer.batches
+        trainer.batches = lambda step: replace(batches(step), video=batches(step).video * nan)
+    trainer.run()
+    trainer.accelerator.end_training()
+
+
+def allow_sharding_on_cpu() -> None:
+    """accelerate uses FSDP2 where it sees GPUs; over gloo the same code shards on CPUs."""
+    join_processes(torch.device("cpu"))
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
