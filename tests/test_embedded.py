@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusion.config import ROOT, load_config
-from diffusion.data.video.video_io import read_video
+from diffusion.data.video.clip import read_video
 from diffusion.evaluation.metrics.all_metrics import psnr
 from diffusion.pipelines.cascade_builder import build_cascade
 

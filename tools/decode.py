@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
     from diffusion.app.reconstruction.several_processes import output_folder, sharing
     from diffusion.app.reconstruction.stage_times import Stages
     from diffusion.app.reconstruction.unfinished import UnfinishedRun, run_key
-    from diffusion.data.video.video_io import VideoWriter
+    from diffusion.data.video.video_writer import VideoWriter
     from diffusion.pipelines.cascade_builder import build_cascade, weights_of
 
     config = read_config(args)

@@ -18,8 +18,22 @@ SIDE_MULTIPLE = 32  # of frames' sides: the pixels of one position of the semant
 
 def to_float(frames: np.ndarray | Tensor) -> Tensor:
     """(F, H, W, 3) uint8 -> (3, F, H, W) float32 in [-1, 1]."""
-    frames = rearrange(torch.as_tensor(frames), "f h w c -> c f h w")
-    return frames.contiguous().float() / 127.5 - 1
+    return normalize(rearrange(as_tensor(frames), "f h w c -> c f h w").contiguous())
+
+
+def normalize(levels: Tensor) -> Tensor:
+    """uint8 of any shape -> float32 in [-1, 1], on the same device."""
+    return levels.float().div_(127.5).sub_(1)
+
+
+def as_tensor(frames: np.ndarray | Tensor) -> Tensor:
+    """Of frames that may be read-only, as Pillow's and mapped ones are: torch wants them writable.
+
+    Nothing is written to the tensor, so that it may share their memory where that is allowed.
+    """
+    if isinstance(frames, np.ndarray) and not frames.flags.writeable:
+        frames = frames.copy()
+    return torch.as_tensor(frames)
 
 
 def to_uint8(video: Tensor, *, rounding: bool = True) -> np.ndarray:

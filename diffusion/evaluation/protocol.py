@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from diffusion.data.transforms import crop_square, resize_short_edge, to_float
+from diffusion.data.video.clip import Clip
+from diffusion.data.video.open_video import open_video
 from diffusion.data.video.pictures import PictureReader
-from diffusion.data.video.video_io import Clip, open_video
 from diffusion.data.video.video_reader import VideoReader
 from diffusion.data.video_list import list_videos
 from diffusion.utils.errors import UserError, VideoError

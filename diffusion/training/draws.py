@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffusion.data.training.random_clips import seeded
+from diffusion.data.training.batch import seeded
 
 NOISE = 1  # first word of the seeds, so that data drawn with the same others is unrelated
 SHARED = 2**32  # in place of a clip's index: draws that concern the whole batch

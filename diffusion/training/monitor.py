@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from diffusion.data.transforms import to_uint8
-from diffusion.data.video.video_io import VideoWriter
+from diffusion.data.video.video_writer import VideoWriter
 from diffusion.utils.files import make_folder, replacing
 from diffusion.utils.scalars import append_scalars, forget_scalars_after
 

@@ -1,7 +1,7 @@
 """One training on one or several processes: what they share, and what each holds of it."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,8 +11,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from diffusion.data.training.random_clips import Batch
-from diffusion.data.training.random_latents import LatentBatch
+from diffusion.data.training.batch import Batch, LatentBatch
 from diffusion.registry import call_with, nearest
 from diffusion.training.optimizers import NEED_WHOLE_WEIGHTS
 from diffusion.utils.errors import ConfigError, UserError
@@ -116,13 +115,8 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
 
 
 def gather_batch(accelerator: Accelerator, batch: Batch | LatentBatch) -> Batch | LatentBatch:
-    """The batches of all processes as one, the same in each."""
+    """The batches of all processes as one, the same in each, on its device as stages get them."""
+    batch = batch.to(accelerator.device)
     if not accelerator.use_distributed:
         return batch
-    batch = batch.to(accelerator.device)
-    gathered = {
-        field.name: accelerator.gather(value)
-        for field in fields(batch)
-        if isinstance(value := getattr(batch, field.name), Tensor)
-    }
-    return replace(batch, **gathered, sources=gather_object(batch.sources))
+    return replace(batch.map(accelerator.gather), sources=gather_object(batch.sources))

@@ -13,8 +13,7 @@ import torch
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
 
-from diffusion.data.training.random_clips import Batch
-from diffusion.data.training.random_latents import LatentBatch
+from diffusion.data.training.batch import Batch, LatentBatch
 from diffusion.models.weights import save_weights
 from diffusion.training.checkpoint import (
     Background,
@@ -181,7 +180,7 @@ class Trainer:
             self.saving,
             self.display.opened(self.step, self.max_steps),
             # an error must end the loader processes, which nothing else does
-            closing(fetch(self.batches, micro_steps, self.num_workers)) as batches,
+            closing(self.loaded(micro_steps)) as batches,
         ):
             while self.step < self.max_steps and not stopped:
                 stopped = self.train_step(batches, stop)
@@ -199,6 +198,10 @@ class Trainer:
             return None
         log.info("%s: stopped after step %d; the same command continues", self.work_dir, self.step)
         return stop.received or signal.SIGTERM  # of another process
+
+    def loaded(self, micro_steps: range) -> Iterator[Batch | LatentBatch]:
+        on_gpu = self.device.type == "cuda"
+        return fetch(self.batches, micro_steps, self.num_workers, pin_memory=on_gpu)
 
     def train_step(self, batches: Iterator[Batch | LatentBatch], stop: StopRequest) -> bool:
         """One update of the weights; whether any process was asked to stop."""

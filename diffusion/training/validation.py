@@ -18,7 +18,8 @@ from diffusion.data.transforms import (
     to_float,
     to_uint8,
 )
-from diffusion.data.video.video_io import Clip, open_video
+from diffusion.data.video.clip import Clip
+from diffusion.data.video.open_video import open_video
 from diffusion.data.video_list import list_videos
 from diffusion.evaluation.metrics.all_metrics import psnr, ssim
 from diffusion.training.monitor import Monitor

@@ -9,7 +9,8 @@ from PIL import Image
 from video_files import encode, moving_frames, set_display_matrix
 
 from diffusion.data.latents import load_latents
-from diffusion.data.video.video_io import VideoReader, read_frames
+from diffusion.data.video.clip import read_frames
+from diffusion.data.video.video_reader import VideoReader
 from diffusion.utils.labels import LABEL_HEIGHT
 
 FILES = [

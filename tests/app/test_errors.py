@@ -22,7 +22,7 @@ from video_files import encode, moving_frames
 from diffusion.app.reconstruction import reconstruction as app
 from diffusion.config import ROOT
 from diffusion.data.latents import LatentsInfo, save_latents
-from diffusion.data.video.video_io import VideoWriter
+from diffusion.data.video.video_writer import VideoWriter
 from diffusion.training.checkpoint import save_checkpoint
 from diffusion.utils.cli import OUT_OF_MEMORY
 from diffusion.utils.errors import UserError, VideoError

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 from video_files import moving_frames
 
-from diffusion.data.video.video_io import open_video, read_frames
+from diffusion.data.video.clip import read_frames
+from diffusion.data.video.open_video import open_video
 from diffusion.data.video_list import is_frame_folder, list_videos
 from diffusion.utils.errors import UserError, VideoError
 

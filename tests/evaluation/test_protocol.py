@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from video_files import encode, moving_frames
 
-from diffusion.data.video.video_io import read_frames
+from diffusion.data.video.clip import read_frames
 from diffusion.evaluation.metrics.all_metrics import METRICS
 from diffusion.evaluation.protocol import INTER4K_200, PROTOCOLS, WHOLE_16, get_protocol
 from diffusion.evaluation.report.published import PUBLISHED

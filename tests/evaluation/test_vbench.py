@@ -8,7 +8,7 @@ from small_evaluation import evaluate
 from video_files import encode, moving_frames
 
 from diffusion.data.transforms import to_float
-from diffusion.data.video.video_io import read_video
+from diffusion.data.video.clip import read_video
 from diffusion.evaluation.report.report import write_report
 from diffusion.evaluation.vbench import (
     DIMENSIONS,

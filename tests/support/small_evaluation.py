@@ -9,7 +9,8 @@ from einops import rearrange
 from torch import Tensor
 
 from diffusion.data.transforms import resize
-from diffusion.data.video.video_io import VideoWriter, read_video
+from diffusion.data.video.clip import read_video
+from diffusion.data.video.video_writer import VideoWriter
 from diffusion.evaluation.metrics.all_metrics import METRICS, psnr, ssim
 from diffusion.evaluation.report.results import costs
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
 from diffusion.config import load_config
-from diffusion.data.training.random_clips import Batch
+from diffusion.data.training.batch import Batch
 from diffusion.training.processes import join_processes
 from diffusion.training.stages.stage import Stage
 from diffusion.training.trainer import Trainer

@@ -8,7 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from video_files import moving_frames
 
 from diffusion.data.transforms import to_float
-from diffusion.data.video.video_io import VideoReader, read_frames
+from diffusion.data.video.clip import read_frames
+from diffusion.data.video.video_reader import VideoReader
 from diffusion.training.monitor import Monitor
 from diffusion.utils.errors import UserError
 

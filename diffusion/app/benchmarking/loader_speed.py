@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from diffusion.data.training.random_clips import seeded
-from diffusion.data.video.video_io import open_video
+from diffusion.data.training.batch import seeded
+from diffusion.data.video.open_video import open_video
 from diffusion.utils.errors import UserError, VideoError
 
 Read = Callable[[Path, int, int, int], np.ndarray]

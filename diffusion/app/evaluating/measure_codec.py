@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion.data.video.video_io import Clip, VideoWriter
+from diffusion.data.video.clip import Clip
+from diffusion.data.video.video_writer import VideoWriter
 from diffusion.evaluation.codecs.codecs_by_name import Codec, CodecOptions
 from diffusion.evaluation.metrics.all_metrics import Metric
 from diffusion.evaluation.protocol import Protocol

@@ -15,7 +15,7 @@ from diffusion.data.transforms import (
     to_float,
     to_uint8,
 )
-from diffusion.data.video.video_io import VideoReader
+from diffusion.data.video.video_reader import VideoReader
 
 
 @dataclass(frozen=True)

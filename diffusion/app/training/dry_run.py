@@ -13,8 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion.app.benchmarking.speed import count_parameters, describe_machine
-from diffusion.data.training.random_clips import Batch
-from diffusion.data.training.random_latents import LatentBatch, RandomLatents
+from diffusion.data.training.batch import Batch, LatentBatch
+from diffusion.data.training.random_latents import RandomLatents
 from diffusion.models.dit import VideoDiT
 from diffusion.models.embeddings import video_positions
 from diffusion.pipelines.cascade_builder import build_part

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from diffusion.data.training.batch import seeded
 from diffusion.data.training.latent_folder import LatentFolder, clip_name
-from diffusion.data.training.random_clips import seeded
 from diffusion.data.training.segments import places, read_segment, shrink
 from diffusion.data.video_list import list_videos
 from diffusion.pipelines.cascade import CascadePipeline

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from diffusion.data.transforms import to_float
+from diffusion.data.transforms import as_tensor
 
 Size = tuple[int, int]
 """(height, width)"""
@@ -74,10 +73,9 @@ def place_window(frame: Size, size: Size, zoom: float, rng: np.random.Generator 
 
 
 def to_clip(frames: np.ndarray, size: Size, *, flip: bool) -> Tensor:
-    """(F, H, W, 3) uint8 of a window -> (3, F, *size) in [-1, 1], with antialiasing."""
-    piece = torch.from_numpy(frames)
-    if piece.shape[1:3] != size:
-        piece = rearrange(piece, "f h w c -> f c h w")
+    """(F, H, W, 3) uint8 of a window -> (3, F, *size) uint8, with antialiasing."""
+    piece = rearrange(as_tensor(frames), "f h w c -> f c h w")
+    if piece.shape[2:] != size:
         piece = F.interpolate(piece, size, mode="bilinear", antialias=True)
-        piece = rearrange(piece, "f c h w -> f h w c")
-    return to_float(piece.flip(2) if flip else piece)
+    piece = piece.flip(3) if flip else piece
+    return rearrange(piece, "f c h w -> c f h w").contiguous()

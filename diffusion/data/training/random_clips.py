@@ -1,109 +1,17 @@
 """Training clips from small data sets: frames decoded once, batches as a function of the step."""
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.data.training.bad_videos import BadVideos, locked
+from diffusion.data.training.bad_videos import BadVideos
+from diffusion.data.training.batch import Batch, global_samples, seeded
 from diffusion.data.training.crops import place_window, to_clip
-from diffusion.data.video.video_io import open_video
-from diffusion.data.video_list import PICTURE_SUFFIXES, VIDEO_SUFFIXES, list_videos
-from diffusion.utils.errors import VideoError
-from diffusion.utils.files import make_folder, replacing
-
-__all__ = [
-    "PICTURE_SUFFIXES",
-    "VIDEO_SUFFIXES",
-    "Batch",
-    "FrameCache",
-    "RandomClips",
-    "list_videos",
-    "read_first_frames",
-    "seeded",
-]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """video: (B, 3, F, H, W) float32 RGB in [-1, 1]; sources: the B paths."""
-
-    video: Tensor
-    sources: list[str]
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def to(self, device: str | torch.device) -> "Batch":
-        return Batch(self.video.to(device), self.sources)
-
-
-def seeded(*words: int) -> np.random.Generator:
-    """Randomness that is a function of (seed, step, sample, ...): a resumed run draws the same."""
-    return np.random.default_rng(np.random.SeedSequence(words))
-
-
-def global_samples(batch_size: int, rank: int, world_size: int) -> range:
-    """The places of a process's samples in the batch of all processes together."""
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} is not below world_size {world_size}")
-    return range(rank * batch_size, (rank + 1) * batch_size)
-
-
-def read_first_frames(path: Path, max_frames: int) -> np.ndarray:
-    """(F, H, W, 3) uint8 RGB of a video or folder of pictures, or F = 1 of a still picture."""
-    with open_video(path) as reader:
-        return np.stack(list(islice(reader.frames(), max_frames)))
-
-
-class FrameCache:
-    """The first frames of every video, decoded once into memory-mapped uint8 files.
-
-    For small data sets and few cores: a step then costs no decoding, and several trainings share
-    one cache. Videos that cannot be read are left out.
-    """
-
-    def __init__(
-        self, paths: Sequence[Path], cache_dir: str | Path, max_frames: int, bad: BadVideos
-    ):
-        self._files: list[Path] = []
-        self.paths: list[str] = []
-        cache_dir = make_folder(cache_dir)
-        failed: dict[Path, VideoError] = {}
-        with locked(cache_dir / "frames.lock"):
-            for path in paths:
-                try:
-                    self._files.append(self._cached(path, cache_dir, max_frames))
-                    self.paths.append(str(path))
-                except VideoError as error:
-                    failed[path] = error
-        bad.add_all(failed)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        """(F, H, W, 3) uint8; mapped anew every time, so that worker processes copy nothing."""
-        return np.load(self._files[i], mmap_mode="r")
-
-    @staticmethod
-    def _cached(path: Path, cache_dir: Path, max_frames: int) -> Path:
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise VideoError(path, str(error.strerror)) from error
-        key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {max_frames}"
-        target = cache_dir / (hashlib.sha256(key.encode()).hexdigest()[:24] + ".npy")
-        if not target.exists():
-            frames = read_first_frames(path, max_frames)
-            with replacing(target) as partial, partial.open("wb") as file:
-                np.save(file, frames)
-        return target
+from diffusion.data.training.frame_cache import FrameCache
+from diffusion.data.video_list import list_videos
 
 
 class RandomClips:
@@ -157,7 +65,7 @@ class RandomClips:
         return self.clip(self.cache[chosen], rng), self.cache.paths[chosen]
 
     def clip(self, frames: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """(F, H, W, 3) uint8 -> (3, num_frames, size, size) in [-1, 1]."""
+        """(F, H, W, 3) uint8 -> (3, num_frames, size, size) uint8."""
         total = len(frames)
         stride = int(rng.choice(self.frame_strides))
         start = int(rng.integers(max(1, total - (self.num_frames - 1) * stride)))

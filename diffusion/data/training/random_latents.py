@@ -3,7 +3,6 @@
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from diffusion.data.training.batch import SHARED, LatentBatch, global_samples, seeded
 from diffusion.data.training.crops import nearest_size, parse_sizes
 from diffusion.data.training.latent_folder import (
     LatentClip,
@@ -18,35 +18,10 @@ from diffusion.data.training.latent_folder import (
     read_index,
     unreadable_shard,
 )
-from diffusion.data.training.random_clips import global_samples, seeded
-from diffusion.data.training.video_clips import SHARED
 from diffusion.data.video_list import list_videos
 from diffusion.utils.errors import UserError
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class LatentBatch:
-    """What the refiner trains on, all (B, C, F, h, w) at the VAE's resolution but `semantic`.
-
-    target: VAE latents of the clips.
-    semantic: (B, C, F, h / up, w / up) semantic latents.
-    base: VAE latents of the previews, or None where the refiner does not use them.
-    sources: the B paths.
-    """
-
-    target: Tensor
-    semantic: Tensor
-    base: Tensor | None
-    sources: list[str]
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def to(self, device: str | torch.device) -> "LatentBatch":
-        base = None if self.base is None else self.base.to(device)
-        return LatentBatch(self.target.to(device), self.semantic.to(device), base, self.sources)
 
 
 class RandomLatents:
@@ -96,7 +71,7 @@ class RandomLatents:
         place = self.bucket(step)
         drawn = [self.sample(step, i, place) for i in self.samples]
         pieces, sources = zip(*drawn, strict=True)
-        stacked = {name: torch.stack([p[name] for p in pieces]).float() for name in pieces[0]}
+        stacked = {name: torch.stack([p[name] for p in pieces]) for name in pieces[0]}
         return LatentBatch(
             stacked["target"], stacked["semantic"], stacked.get("base"), list(sources)
         )

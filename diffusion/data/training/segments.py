@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion.data.training.crops import Window
 from diffusion.data.transforms import SIDE_MULTIPLE, crop_to_multiple, resize_short_edge, to_float
-from diffusion.data.video.video_io import open_video
+from diffusion.data.video.open_video import open_video
 from diffusion.utils.errors import VideoError
 
 SHOWN = (0.75, 0.9)  # share of a photograph's sides that its moving window shows

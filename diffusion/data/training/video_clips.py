@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion.data.training.bad_videos import BadVideos
+from diffusion.data.training.batch import SHARED, Batch, global_samples, seeded
 from diffusion.data.training.crops import (
     CROPS,
     Size,
@@ -16,14 +17,12 @@ from diffusion.data.training.crops import (
     place_window,
     to_clip,
 )
-from diffusion.data.training.random_clips import Batch, global_samples, seeded
 from diffusion.data.training.video_index import VideoFacts, index_videos
 from diffusion.data.transforms import SIDE_MULTIPLE
-from diffusion.data.video.video_io import open_video
+from diffusion.data.video.open_video import open_video
 from diffusion.data.video_list import list_videos
 from diffusion.utils.errors import UserError, VideoError
 
-SHARED = 2**32  # in place of a sample's number: draws that concern the whole batch
 MAX_ATTEMPTS = 100
 POLICIES = ("crop", "resize", "random")
 
@@ -109,7 +108,7 @@ class VideoClips:
         raise UserError(f"step {step}: {MAX_ATTEMPTS} videos in a row cannot be read; see the log")
 
     def clip(self, path: Path, length: int, size: Size, rng: np.random.Generator) -> Tensor:
-        """-> (3, num_frames, *size) in [-1, 1]."""
+        """-> (3, num_frames, *size) uint8."""
         stride = int(rng.choice([s for s in self.frame_strides if self.span(s) <= length]))
         start = int(rng.integers(length - self.span(stride) + 1))
         with open_video(path, threads=self.threads) as reader:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from diffusion.data.training.bad_videos import locked
-from diffusion.data.video.video_io import open_video
+from diffusion.data.video.open_video import open_video
 from diffusion.utils.errors import VideoError
 from diffusion.utils.files import make_folder, replacing
 from diffusion.utils.progress import track

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from diffusion.data.video.video_io import open_video
+from diffusion.data.video.open_video import open_video
 from diffusion.utils.errors import VideoError
 
 QUALITY = 92  # of WebP: differences of codecs stay visible, a megapixel takes some 200 kB

@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from diffusion.config import resolve
-from diffusion.data.training.random_clips import Batch
+from diffusion.data.training.batch import Batch
 from diffusion.models.feature_distance import PerceptualDistance
 from diffusion.models.weights import load_weights
 from diffusion.pipelines.padding import pad_reflect

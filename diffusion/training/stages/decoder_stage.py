@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from diffusion.config import resolve
-from diffusion.data.training.random_clips import Batch
+from diffusion.data.training.batch import Batch
 from diffusion.models.low_rank import LowRank, change, layers_of
 from diffusion.training.draws import Draws
 from diffusion.training.losses import PictureLoss, random_view

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from diffusion.config import resolve
-from diffusion.data.training.random_clips import Batch
-from diffusion.data.training.random_latents import LatentBatch
+from diffusion.data.training.batch import Batch, LatentBatch
 from diffusion.models.low_rank import LowRank, change, layers_of
 from diffusion.models.weights import load_weights
 from diffusion.noise.gaussian import GaussianDiffusion

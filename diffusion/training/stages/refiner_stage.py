@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.config import resolve
-from diffusion.data.training.random_clips import Batch
-from diffusion.data.training.random_latents import LatentBatch
+from diffusion.data.training.batch import Batch, LatentBatch
 from diffusion.models.weights import load_initial_weights
 from diffusion.noise.gaussian import GaussianDiffusion
 from diffusion.pipelines.conditioning import Conditioning

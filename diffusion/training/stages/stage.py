@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffusion.data.training.random_clips import Batch
-from diffusion.data.training.random_latents import LatentBatch
+from diffusion.data.training.batch import Batch, LatentBatch
 from diffusion.training.draws import Draws
 
 Batches = Callable[[int], Any]

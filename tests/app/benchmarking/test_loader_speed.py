@@ -5,7 +5,7 @@ import pytest
 from video_files import encode, moving_frames
 
 from diffusion.app.benchmarking.loader_speed import opencv_reader, read_ours
-from diffusion.data.video.video_io import read_frames
+from diffusion.data.video.clip import read_frames
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 from video_files import encode, moving_frames
 
-from diffusion.data.video.video_io import VideoReader, read_frames
+from diffusion.data.video.clip import read_frames
+from diffusion.data.video.video_reader import VideoReader
 from diffusion.utils.labels import LABEL_HEIGHT
 
 FILES = ["compare.mp4", "compare.png", "metrics.json", "result.mp4"]

@@ -17,7 +17,8 @@ from diffusion.app.evaluating.evaluation_run import name_videos, parse_part
 from diffusion.app.training.encode_set import Part
 from diffusion.config import ROOT
 from diffusion.data.transforms import resize_short_edge
-from diffusion.data.video.video_io import VideoWriter, read_video
+from diffusion.data.video.clip import read_video
+from diffusion.data.video.video_writer import VideoWriter
 from diffusion.evaluation.metrics.all_metrics import psnr
 from diffusion.evaluation.vbench import missing
 from diffusion.utils.errors import UserError

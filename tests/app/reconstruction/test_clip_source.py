@@ -5,7 +5,8 @@ from video_files import moving_frames
 
 from diffusion.app.reconstruction.clip_source import ClipOptions, open_clip
 from diffusion.data.transforms import published_preprocess, to_uint8
-from diffusion.data.video.video_io import VideoWriter, read_frames
+from diffusion.data.video.clip import read_frames
+from diffusion.data.video.video_writer import VideoWriter
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from video_files import encode, moving_frames
 
 from diffusion.app.reconstruction.unfinished import UnfinishedRun
 from diffusion.data.latents import load_latents
-from diffusion.data.video.video_io import read_frames
+from diffusion.data.video.clip import read_frames
 
 
 def peak_of_command(name: str, *arguments) -> float:

@@ -3,9 +3,8 @@ import pytest
 import torch
 from video_files import moving_frames
 
+from diffusion.data.training.batch import seeded
 from diffusion.data.training.crops import nearest_size, parse_sizes, place_window, to_clip
-from diffusion.data.training.random_clips import seeded
-from diffusion.data.transforms import to_float
 
 
 @pytest.mark.parametrize(
@@ -57,7 +56,8 @@ def test_clips_are_the_pixels_of_the_window():
     frames = moving_frames(2, 40, 60)
     window = place_window((40, 60), (32, 32), 1.0, seeded(0))
     top, left = window.top, window.left
-    expected = to_float(frames[:, top : top + 32, left : left + 32])
+    expected = frames[:, top : top + 32, left : left + 32]
+    expected = torch.from_numpy(expected).permute(3, 0, 1, 2)
     assert torch.equal(to_clip(window.cut(frames), (32, 32), flip=False), expected)
     assert torch.equal(to_clip(window.cut(frames), (32, 32), flip=True), expected.flip(3))
     assert to_clip(window.cut(frames), (64, 96), flip=True).shape == (3, 2, 64, 96)

@@ -3,9 +3,9 @@ import pytest
 from PIL import Image
 from video_files import encode, moving_frames
 
-from diffusion.data.training.random_clips import seeded
+from diffusion.data.training.batch import seeded
 from diffusion.data.training.segments import camera_motion, places, read_segment, shrink
-from diffusion.data.video.video_io import read_frames
+from diffusion.data.video.clip import read_frames
 from diffusion.utils.errors import VideoError
 
 

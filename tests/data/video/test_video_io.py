@@ -12,8 +12,10 @@ from PIL import Image
 from video_files import encode, flat_frames, moving_frames, set_display_matrix
 
 from diffusion.data.transforms import to_float
+from diffusion.data.video.clip import read_frames, read_video
 from diffusion.data.video.video_file import VideoFile
-from diffusion.data.video.video_io import VideoReader, VideoWriter, read_frames, read_video
+from diffusion.data.video.video_reader import VideoReader
+from diffusion.data.video.video_writer import VideoWriter
 from diffusion.utils.errors import UserError, VideoError
 
 LONG_GOP = {"g": "24", "bf": "3", "x264-params": "open-gop=1:b-pyramid=normal:scenecut=0"}

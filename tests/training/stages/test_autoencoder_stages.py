@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from diffusion.data.training.random_clips import Batch
+from diffusion.data.training.batch import Batch
 from diffusion.models.compact import CompactCompressor, CompactPreviewer, CompactVAE
 from diffusion.models.weights import save_weights
 from diffusion.training.draws import Draws

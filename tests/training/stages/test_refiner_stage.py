@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from diffusion.config import load_config
-from diffusion.data.training.random_clips import Batch
-from diffusion.data.training.random_latents import LatentBatch
+from diffusion.data.training.batch import Batch, LatentBatch
 from diffusion.models.video_vae import VideoVAE
 from diffusion.models.weights import load_weights, save_weights
 from diffusion.pipelines.cascade_builder import build_cascade, build_noise, build_part

@@ -1,30 +1,15 @@
-"""Videos in and out: the reader, the writer, and whole clips as one array or tensor."""
+"""Whole clips, read into one array or tensor."""
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from diffusion.data.transforms import to_float
-from diffusion.data.video.pictures import PictureReader
-from diffusion.data.video.video_file import VideoInfo
 from diffusion.data.video.video_reader import VideoReader
-from diffusion.data.video.video_writer import VideoWriter
-from diffusion.data.video_list import PICTURE_SUFFIXES
 from diffusion.utils.errors import VideoError
 from diffusion.utils.progress import track
-
-__all__ = [
-    "Clip",
-    "VideoInfo",
-    "VideoReader",
-    "VideoWriter",
-    "open_video",
-    "read_frames",
-    "read_video",
-]
 
 MAX_CLIP_BYTES = 8 * 2**30  # of uint8 frames held at once
 
@@ -39,14 +24,6 @@ class Clip:
 
     video: Tensor
     fps: float
-
-
-def open_video(path: str | os.PathLike[str], *, threads: int = 0) -> VideoReader | PictureReader:
-    """Whatever `list_videos` lists: a video, a picture, or a folder of numbered pictures."""
-    path = Path(path)
-    if path.is_dir() or path.suffix.lower() in PICTURE_SUFFIXES:
-        return PictureReader(path)
-    return VideoReader(path, threads=threads)
 
 
 def read_frames(
