@@ -4,7 +4,7 @@ Run: bash recon.sh my_video.mp4 --config configs/s1024.effn-f32.py
 Published result on Inter4K (200 clips, 1024x1024): PSNR 23.73, SSIM 0.674, LPIPS 0.179.
 
 Train it further on your videos: bash train_vae.sh configs/s1024.effn-f32.py --dtype fp16
-What that takes: the same with --dry-run. A step is 1919 TFLOP and 131,072 tokens.
+What that takes: the same with --dry-run count. A step is 1919 TFLOP and 131,072 tokens.
 """
 
 video_list = ["example"]

@@ -1,7 +1,7 @@
 """Python config files with `_base_` inheritance. The only file that knows mmengine."""
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ TOP_LEVEL = {
     "noise": "noise process",
     "conditioning": "what the refiner is told, and what it restores",
     "cascade": "options of CascadePipeline",
-    "reconstruct": "defaults of tools/reconstruct.py",
+    "reconstruct": "what holds for clips of which the user says no more",
     "weights": "part -> file, relative to the config's project or absolute",
     "video_list": "training videos",
     "data": "training data",
@@ -31,13 +31,17 @@ TOP_LEVEL = {
     "validation": "clips reconstructed while training",
 }
 
+# Dotted keys of older configs -> where their value stands now.
+MOVED: dict[str, str] = {}
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     """Read a config file; `overrides` are "key=value" with dotted keys and Python values.
 
     Raises ConfigError for a file that is missing or does not run, for an override that cannot be
-    read, and for a key at the top level that nothing reads. (Keys further down are checked by the
-    builder, against the constructor that takes them.) A config is Python code: run only your own.
+    read, for a key that has moved, and for one at the top level that nothing reads. (What is
+    further down is checked by `check_config` and `check_training`, against the constructors that
+    take it.) A config is Python code: run only your own.
     """
     path = Path(path)
     if not path.is_file() and (ROOT / path).is_file():
@@ -59,8 +63,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
                 "or value, not a part of it"
             ) from error
     values = ConfigDict({key: config[key] for key in config if not key.startswith("_")})
+    check_moved(values)
     check_keys(values, TOP_LEVEL, f"config {path.name}")
     return values
+
+
+def check_moved(values: Mapping[str, Any], moved: Mapping[str, str] = MOVED) -> None:
+    """Refuse the keys of older configs, and say where their values stand now."""
+    for old, new in moved.items():
+        *path, last = old.split(".")
+        holder: Any = values
+        for key in path:
+            holder = holder.get(key) if isinstance(holder, Mapping) else None
+        if isinstance(holder, Mapping) and last in holder:
+            raise ConfigError(f"{old} is now {new}; change it in the config or --cfg-options")
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -1,11 +1,23 @@
-"""Names in configs -> classes, and the strict builder: a key that nothing takes is an error."""
+"""Names in configs -> classes, and the strict builder: a key that nothing takes is an error, and so
+is a value of another kind than the constructor's annotation says."""
 
 import difflib
 import inspect
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import is_dataclass
+from typing import Any, get_args
 
 from diffusion.utils.errors import ConfigError, UserError
+from diffusion.utils.kinds import (
+    described,
+    hint_of,
+    is_list,
+    is_mapping,
+    is_plain,
+    item_hints,
+    members,
+)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -27,7 +39,7 @@ def check_keys(options: Mapping[str, Any], valid: Iterable[str], where: str) -> 
 
 def keyword_parameters(target: Callable) -> dict[str, inspect.Parameter]:
     """Named parameters of a constructor or function, without self, *args and **kwargs."""
-    parameters = inspect.signature(target).parameters.values()
+    parameters = inspect.signature(target, eval_str=True).parameters.values()
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {p.name: p for p in parameters if p.kind not in variadic}
 
@@ -60,6 +72,16 @@ def check_options(
 
     given: names of the arguments that do not come from the config.
     """
+    read_options(target, options, where, given)
+
+
+def read_options(
+    target: Callable, options: Mapping[str, Any], where: str, given: Iterable[str] = ()
+) -> dict[str, Any]:
+    """`options` as arguments of `target`: each of the kind that its annotation asks for.
+
+    Where that is a dataclass, it is made of a dict, so that its own checks are among these.
+    """
     parameters = keyword_parameters(target)
     given = set(given)
     check_keys(options, parameters.keys() - given, where)
@@ -67,6 +89,56 @@ def check_options(
     missing = sorted(required - options.keys() - given)
     if missing:
         raise ConfigError(f"{where} lacks the key {missing[0]!r}")
+    return {
+        name: read_value(value, hint_of(parameters[name]), f"{where}.{name}")
+        for name, value in options.items()
+    }
+
+
+def read_value(value: Any, hint: Any, where: str) -> Any:
+    """`value`, with dataclasses in place of the dicts that stand for them.
+
+    Raises a ConfigError that says what `where` must be unless the value is of the hint's kind.
+    """
+    if isinstance(value, Mapping):
+        fitting = [member for member in members(hint) if is_mapping(member) or is_dataclass(member)]
+    elif isinstance(value, list | tuple):
+        fitting = [member for member in members(hint) if is_list(member)]
+    else:
+        fitting = []
+    if any(is_plain(value, member) for member in members(hint)):
+        return value
+    for member in fitting:
+        try:
+            return _read_parts(value, member, where)
+        except ConfigError:
+            if len(fitting) == 1:  # what is wrong with the part says more
+                raise
+    raise ConfigError(f"{where}={_short(value)} must be {described(hint)}")
+
+
+def _read_parts(value: Any, hint: Any, where: str) -> Any:
+    """Of a dict or list, for a hint of a dict, list or dataclass."""
+    if is_dataclass(hint):
+        return call_with(hint, value, where)
+    if is_mapping(hint):
+        item = (get_args(hint) or (Any, Any))[1]
+        return {key: read_value(part, item, f"{where}.{key}") for key, part in value.items()}
+    hints = item_hints(hint, len(value))
+    if hints is None:
+        raise ConfigError(f"{where}={_short(value)} must be {described(hint)}")
+    parts = [
+        read_value(part, item, f"{where}[{i}]")
+        for i, (part, item) in enumerate(zip(value, hints, strict=True))
+    ]
+    return type(value)(parts)
+
+
+def _short(value: Any) -> str:
+    """One line, whatever the value."""
+    text = reprlib.Repr()
+    text.maxstring = text.maxother = 100
+    return " ".join(text.repr(value).split())
 
 
 def call_with(target: Callable, options: Mapping[str, Any], where: str, **runtime) -> Any:
@@ -74,9 +146,9 @@ def call_with(target: Callable, options: Mapping[str, Any], where: str, **runtim
 
     `runtime` are the arguments that configs cannot hold (modules, devices).
     """
-    check_options(target, options, where, runtime)
+    arguments = read_options(target, options, where, runtime)
     try:
-        return target(**options, **runtime)
+        return target(**arguments, **runtime)
     except (TypeError, ValueError) as error:  # of values: the keys are right
         if isinstance(error, UserError) and not isinstance(error, ConfigError):
             raise  # of a file or folder, which it names

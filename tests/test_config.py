@@ -2,17 +2,25 @@ import pytest
 import tiny
 import torch
 
-from diffusion.config import ROOT, dump_config, load_config, parse_override, resolve
+from diffusion.config import (
+    ROOT,
+    check_moved,
+    dump_config,
+    load_config,
+    parse_override,
+    resolve,
+)
 from diffusion.pipelines.cascade_builder import (
     CHANGES,
     PARTS,
+    build_cascade,
     build_conditioning,
     build_noise,
     build_part,
     check_config,
 )
-from diffusion.training.trainer_builder import check_training
-from diffusion.utils.errors import ConfigError
+from diffusion.training.trainer_builder import check_files, check_training
+from diffusion.utils.errors import ConfigError, WeightsError
 
 SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.py") if path.parent.name != "_base_")
 
@@ -130,6 +138,60 @@ def test_unknown_keys_everywhere(tiny_config, section):
     config = load_config(tiny_config, [f"{section}.no_such_key=1"])
     with pytest.raises(ConfigError, match=f"unknown key 'no_such_key' in {section}; "):
         check_config(config)
+
+
+def training_config(*overrides):
+    return load_config(ROOT / "configs" / "compact.effn-f32.py", overrides)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("reconstruct.num_frmaes=4", "unknown key 'num_frmaes' in reconstruct"),
+        ("reconstruct.num_frames=0", "reconstruct: num_frames=0 must be at least 1"),
+        ("refiner.hidden_size=big", "refiner.hidden_size='big' must be a whole number"),
+        ("cascade.window=2.5", "cascade.window=2.5 must be a whole number"),
+        ("video_list=3", "video_list=3 must be a list of texts or text"),
+    ],
+)
+def test_training_refuses_what_reconstruction_refuses(option, said):
+    with pytest.raises(ConfigError, match=said):
+        check_training(training_config(option))
+
+
+def test_files_that_a_training_reads_must_be_there(tmp_path):
+    """Those of frozen networks only where something will ask for them."""
+    lost = tmp_path / "lost.safetensors"
+    for option in ("train.stage.init_from", "weights.vae", "weights.previewer"):
+        with pytest.raises(WeightsError, match=f"^{option}={lost}: no such weights file"):
+            check_files(training_config(f"{option}={lost}"))
+    check_files(training_config(f"weights.refiner={lost}"))  # it may be what is to be trained
+    config = load_config(ROOT / "configs" / "compact.decoder.py", [f"weights.refiner={lost}"])
+    with pytest.raises(WeightsError, match=f"^weights.refiner={lost}"):
+        check_files(config)
+    latents = load_config(ROOT / "configs" / "compact.latents.py", [f"weights.vae={lost}"])
+    with pytest.raises(WeightsError):  # for the validation
+        check_files(latents)
+    del latents["validation"]
+    check_files(latents)
+
+
+def test_all_weights_are_looked_for_before_any_is_read(tmp_path, monkeypatch):
+    path = tiny.write_cascade(tmp_path)
+    (tmp_path / "refiner.safetensors").unlink()
+    monkeypatch.setattr("diffusion.pipelines.cascade_builder.load_weights", pytest.fail)
+    with pytest.raises(WeightsError, match=r"^weights.refiner=\S+: no such weights file"):
+        build_cascade(load_config(path))
+
+
+def test_keys_of_older_configs_are_told_where_they_went():
+    moved = {"train.lr": "train.optimizer.lr", "old": "new.key"}
+    check_moved({"train": {"optimizer": {"lr": 1}}, "lr": 1}, moved)
+    check_moved({"train": None}, moved)
+    with pytest.raises(ConfigError, match=r"^train.lr is now train.optimizer.lr; change it"):
+        check_moved({"train": {"lr": 1}}, moved)
+    with pytest.raises(ConfigError, match=r"^old is now new.key"):
+        check_moved({"old": None}, moved)
 
 
 def test_a_config_without_a_name(tmp_path):

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.registry import check_keys
 from diffusion.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,11 +18,6 @@ if TYPE_CHECKING:
 
 # The default of --config; relative to the project when not found from the working directory.
 DEFAULT_CONFIG = "configs/compact.effn-f32.py"
-
-# What a config's `reconstruct` may hold: what holds for clips of which the user says no more.
-CLIP_LIMITS = ("num_frames", "max_short_edge", "published_preprocess")
-# What else it may hold: the steps that its refiner is meant for.
-RECONSTRUCT = (*CLIP_LIMITS, "steps")
 
 SAMPLER_NAMES = ("euler_a", "ddim", "dpmpp", "euler")  # the keys of SAMPLERS, for --help
 
@@ -98,7 +92,6 @@ def read_config(args: argparse.Namespace) -> Mapping[str, Any]:
 
     config = load_config(args.config, args.cfg_options)
     check_config(config)
-    check_keys(config.get("reconstruct", {}), RECONSTRUCT, "reconstruct")
     return config
 
 

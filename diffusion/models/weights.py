@@ -93,6 +93,12 @@ def read_state_dict(path: str | Path, *, use_ema: bool = False) -> StateDict:
         raise WeightsError(_unreadable(path, "safetensors file", error)) from error
 
 
+def check_exists(path: str | Path, where: str) -> None:
+    """Refuse a file or folder of weights that is not there; `where` is its key in a config."""
+    if not Path(path).exists():
+        raise WeightsError(f"{where}={path}: no such weights file; {_remedy(Path(path))}")
+
+
 def adapt_dit_state_dict(state: Mapping[str, Tensor]) -> StateDict:
     """A published DiT's state dict -> ours: the same names, without the position tables."""
     return {key: value for key, value in state.items() if key not in POSITION_KEYS}

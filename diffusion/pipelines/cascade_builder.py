@@ -1,6 +1,7 @@
 """Configs and weights -> a pipeline. Nothing below this file reads a config."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,18 @@ from torch import nn
 from diffusion.config import dump_config, load_config, resolve
 from diffusion.models import MODELS
 from diffusion.models.low_rank import apply_low_rank
-from diffusion.models.weights import load_weights, save_weights
+from diffusion.models.weights import check_exists, load_weights, save_weights
 from diffusion.noise.gaussian import GaussianDiffusion
 from diffusion.pipelines.cascade import CascadePipeline
 from diffusion.pipelines.conditioning import Conditioning
-from diffusion.registry import build, call_with, check_keys, check_options, split_type
+from diffusion.registry import (
+    build,
+    call_with,
+    check_keys,
+    check_options,
+    read_value,
+    split_type,
+)
 from diffusion.utils.errors import ConfigError, WeightsError
 from diffusion.utils.files import make_folder, replacing
 from diffusion.utils.progress import track
@@ -29,20 +37,61 @@ DEFAULT_STEPS = 8
 GIVEN = (*PARTS, "noise", "conditioning", "device", "dtype")
 
 
+@dataclass(frozen=True)
+class Reconstruct:
+    """`reconstruct` of a config: what holds for clips of which the user says no more.
+
+    num_frames, max_short_edge: the most that is taken of a video, in frames and pixels.
+    published_preprocess: blur frames before they are made smaller, as the published code does.
+    steps: of the sampler, that the refiner is meant for.
+    """
+
+    num_frames: int | None = None
+    max_short_edge: int | None = None
+    published_preprocess: bool = False
+    steps: int = DEFAULT_STEPS
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_frames", 1), ("max_short_edge", 16), ("steps", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name}={value} must be at least {least}")
+
+
 def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse what nothing reads or what is missing, before anything is loaded.
+    """Refuse what nothing reads, what is missing, and values of a wrong kind or out of range,
+    before anything is loaded.
 
     Looks at all that describes the cascade; who reads other keys checks those.
     """
     if "model_id" not in config:
         raise ConfigError("the config has no 'model_id', the name that latents files carry")
+    read_value(config["model_id"], str, "model_id")
     for name in PARTS:
         if name in config:
             check_options(*split_type(MODELS, config[name], name), name)
-    check_options(GaussianDiffusion, config.get("noise", {}), "noise")
-    check_options(Conditioning, config.get("conditioning", {}), "conditioning", ["upsampling"])
+    build_noise(config)
+    call_with(Conditioning, config.get("conditioning", {}), "conditioning", upsampling=1)
     check_options(CascadePipeline, config.get("cascade", {}), "cascade", GIVEN)
+    call_with(Reconstruct, config.get("reconstruct", {}), "reconstruct")
     check_keys(config.get("weights", {}), WEIGHTS, "weights")
+    read_value(config.get("weights", {}), Mapping[str, str | None], "weights")
+
+
+def check_weights(
+    config: Mapping[str, Any], names: Collection[str], override: str | Path | None = None
+) -> None:
+    """Refuse a cascade of the parts `names` of which a file is missing, before any is loaded."""
+    paths = weights_of(config, override)
+    for name in names:
+        if name not in paths:
+            raise WeightsError(
+                f"the config names no weights for {name!r}; see `weights` in configs/"
+            )
+    changes = [name for name, place in CHANGES.items() if place.split(".")[0] in names]
+    for name in (*names, *changes):
+        if name in paths:
+            check_exists(paths[name], f"weights.{name}")
 
 
 def build_part(config: Mapping[str, Any], name: str) -> nn.Module:
@@ -96,13 +145,9 @@ def load_parts(
     changed: as the cascade has them, with their low-rank changes; otherwise as they are alone.
     """
     paths = weights_of(config, override)
-    parts = {}
+    check_weights(config, names, override)
+    parts = {name: build_part(config, name) for name in names}
     for name in track(names):
-        if name not in paths:
-            raise WeightsError(
-                f"the config names no weights for {name!r}; see `weights` in configs/"
-            )
-        parts[name] = build_part(config, name)
         load_weights(parts[name], paths[name])
     for change, place in CHANGES.items():
         part, _, module = place.partition(".")

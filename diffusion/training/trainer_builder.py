@@ -1,6 +1,6 @@
 """Config -> trainer."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,18 +8,28 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 
+from diffusion.config import resolve
 from diffusion.data.training.random_clips import RandomClips
 from diffusion.data.training.random_latents import RandomLatents
 from diffusion.data.training.video_clips import VideoClips
+from diffusion.models.weights import check_exists
 from diffusion.pipelines.cascade_builder import (
     PARTS,
     build_conditioning,
     build_noise,
     build_part,
     check_config,
+    check_weights,
 )
 from diffusion.pipelines.conditioning import Conditioning
-from diffusion.registry import Registry, call_with, check_options, keyword_parameters, split_type
+from diffusion.registry import (
+    Registry,
+    call_with,
+    check_options,
+    keyword_parameters,
+    read_value,
+    split_type,
+)
 from diffusion.training.optimizers import DEFAULT_OPTIMIZER, check_optimizer, scaled_lr
 from diffusion.training.processes import join_processes, sharding
 from diffusion.training.stages.autoencoder_stages import CompressorStage, VAEStage
@@ -28,6 +38,7 @@ from diffusion.training.stages.distillation_stage import DistillationStage
 from diffusion.training.stages.frozen import FrozenNetworks
 from diffusion.training.stages.picture_stage import OneStepStage, PictureStage
 from diffusion.training.stages.refiner_stage import JointStage, RefinerStage
+from diffusion.training.stages.stage import Stage
 from diffusion.training.trainer import Trainer
 from diffusion.training.validation import Validation
 from diffusion.utils.errors import ConfigError
@@ -56,6 +67,8 @@ TRAINER_RUNTIME = (
     *("stage", "batches", "batch_size", "work_dir", "validation", "config"),
     *("device", "dtype"),
 )
+# Options of stages that name files of weights.
+STARTING_WEIGHTS = ("init_from", "teacher")
 DATA_RUNTIME = ("rank", "world_size", "bad_list")
 
 
@@ -82,8 +95,14 @@ def check_training(config: Mapping[str, Any]) -> None:
         if key not in config:
             raise ConfigError(f"the config has no {key!r}; training needs it")
     check_config(config)
+    read_value(config["video_list"], Sequence[str] | str, "video_list")
+    read_value(config["train"], Mapping[str, Any], "train")
     train = dict(config["train"])
     check_provided(STAGES, train.pop("stage", {}), "train.stage")
+    with torch.device("meta"):  # no memory, whatever the size
+        for name in PARTS:
+            if name in config:
+                build_part(config, name)
     check_options(Trainer, train, "train", TRAINER_RUNTIME)
     check_optimizer(train.get("optimizer", DEFAULT_OPTIMIZER))
     for name, target, given in (
@@ -97,6 +116,30 @@ def check_training(config: Mapping[str, Any]) -> None:
         check_options(Validation, config["validation"], "validation", ["training_list"])
 
 
+def check_files(config: Mapping[str, Any], *, networks: bool = True) -> None:
+    """Refuse a training whose weights are not there, before anything is built.
+
+    networks: look also for those of the networks beside the trained ones.
+    """
+    stage = config["train"]["stage"]
+    for name in STARTING_WEIGHTS:
+        if stage.get(name) is not None:
+            check_exists(resolve(stage[name]), f"train.stage.{name}")
+    target, _ = split_type(STAGES, stage, "train.stage")
+    if not networks or "networks" not in keyword_parameters(target):
+        return
+    data, _ = split_type(DATA, config["data"], "data")
+    if data is not RandomLatents or "validation" in config:
+        check_weights(config, needed_networks(config, target))
+
+
+def needed_networks(config: Mapping[str, Any], stage: type[Stage]) -> list[str]:
+    """The networks that a stage reads from the config's `weights`."""
+    previews = config.get("conditioning", {}).get("residual_std") is not None
+    names = ["compressor", *(["previewer"] if previews else []), "vae", *stage.more_networks]
+    return list(dict.fromkeys(names))
+
+
 def build_trainer(
     config: Mapping[str, Any],
     work_dir: Path,
@@ -106,6 +149,7 @@ def build_trainer(
 ) -> Trainer:
     """The trainer that the config's `train`, `data`, `validation` and `video_list` describe."""
     check_training(config)
+    check_files(config)
     options = dict(config["train"])
     processes = join_processes(torch.device(device))
     runtime = {

@@ -29,6 +29,7 @@ from diffusion.training.trainer_builder import (
     DATA,
     PROVIDERS,
     STAGES,
+    check_files,
     check_training,
     conditioning_of,
 )
@@ -59,10 +60,13 @@ def dry_run(
 ) -> dict[str, Any]:
     """Count what a training on one process consists of, and measure its second step.
 
-    Weights and data are random, and neither is read from disk. Counting computes nothing, so that
-    any size can be counted on any machine; without `run` it is all that happens.
+    Weights and data are random. Counting computes nothing, so that any size can be counted on any
+    machine; without `run` it is all that happens, and no file need be there. With it, the weights
+    that the stage starts from must be.
     """
     check_training(config)
+    if run:
+        check_files(config, networks=False)
     train = with_defaults(Trainer, config["train"])
     workload = workload_of(config)
     accumulation = train["gradient_accumulation"]

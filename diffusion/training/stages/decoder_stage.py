@@ -33,6 +33,8 @@ class DecoderStage(Stage):
     init_from: file of a change to start from, of this rank or less.
     """
 
+    more_networks = ("refiner",)
+
     def __init__(
         self,
         *,

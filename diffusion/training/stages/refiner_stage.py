@@ -149,6 +149,8 @@ class JointStage(RefinerStage):
     preview_weight, latent_weight: of the preview's distance, and of the latents' mean square.
     """
 
+    more_networks = ("previewer",)
+
     def __init__(
         self,
         *,

@@ -1,7 +1,7 @@
 """What a stage of training is: the networks it trains, and the loss of one batch."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -16,7 +16,11 @@ class Stage(nn.Module):
     """parts: the trained networks, by the name under which `weights` of the config has them.
 
     Other modules of a stage, such as a loss, follow it to a device and stay as they are.
+
+    more_networks: those of the config that it needs trained, where it needs the autoencoders.
     """
+
+    more_networks: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **parts: nn.Module):
         super().__init__()

@@ -6,7 +6,7 @@ from diffusion.app.benchmarking.speed import count_flop
 from diffusion.app.training.dry_run import dry_run, largest, print_dry_run
 from diffusion.config import load_config
 from diffusion.pipelines.cascade_builder import build_part
-from diffusion.utils.errors import ConfigError
+from diffusion.utils.errors import ConfigError, WeightsError
 
 LATENTS = """
 video_list = ["nowhere"]
@@ -110,6 +110,13 @@ def test_the_other_stages_too(dry):
 def test_a_misspelt_option_is_refused_before_anything_is_built(dry):
     with pytest.raises(ConfigError, match="max_step"):
         dry(LATENTS, "train.max_step=3")
+
+
+def test_weights_to_start_from_must_be_there_for_a_step(dry):
+    options = ("train.stage.init_from=nowhere.pth",)
+    assert dry(LATENTS, *options)["tokens"]  # counting needs no file
+    with pytest.raises(WeightsError, match=r"train.stage.init_from=\S*nowhere.pth: no such"):
+        dry(LATENTS, *options, run=True)
 
 
 @pytest.mark.slow
