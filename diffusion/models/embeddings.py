@@ -8,6 +8,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from diffusion.utils.devices import sent
 from diffusion.utils.errors import ConfigError
 
 MAX_PERIOD = 10_000.0
@@ -80,11 +81,16 @@ def video_positions(
     latent has a fraction. `interpolation` divides rows and columns, so that a model meets the range
     of positions it knows on a finer lattice.
     """
-    dims, like = position_dims(hidden_size), {"device": device, "dtype": dtype}
+    dims = position_dims(hidden_size)
     frames, height, width = size
-    time = _sines_cosines(frames, origin[0], 1.0, dims.time).to(**like)
-    row = _sines_cosines(height, origin[1], interpolation, dims.row).to(**like)
-    column = _sines_cosines(width, origin[2], interpolation, dims.column).to(**like)
+    time, row, column = (
+        sent(_sines_cosines(*axis).to(dtype), device)
+        for axis in (
+            (frames, origin[0], 1.0, dims.time),
+            (height, origin[1], interpolation, dims.row),
+            (width, origin[2], interpolation, dims.column),
+        )
+    )
     return torch.cat(
         [
             repeat(time, "f d -> f h w d", h=height, w=width),

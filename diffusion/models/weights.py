@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from diffusion.utils.errors import WeightsError
-from diffusion.utils.files import make_folder, replacing
+from diffusion.utils.files import finish_replacing, make_folder, replacing_together
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ def read_state_dict(path: str | Path, *, use_ema: bool = False) -> StateDict:
     path = Path(path)
     if path.is_dir():
         path = _file_in_folder(path)
+    finish_replacing(path.parent)
     if not path.exists():
         raise WeightsError(f"{path}: no such weights file; {_remedy(path)}")
     if path.suffix in CHECKPOINT_SUFFIXES:
@@ -136,16 +137,27 @@ def save_weights(
 ) -> None:
     """Write safetensors, with `metadata` in the header; the final name never holds half a file."""
     path = Path(path)
-    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
-    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    make_folder(path.parent)
-    with replacing(path) as partial:
-        safetensors.torch.save_file(state, partial, metadata=dict(metadata))
+    save_weights_together({path.name: weights}, path.parent, metadata)
+
+
+def save_weights_together(
+    weights: Mapping[str, nn.Module | Mapping[str, Tensor]],
+    folder: str | Path,
+    metadata: Mapping[str, str],
+) -> None:
+    """`save_weights` of several files, by name: whatever happens, all are the new ones or none."""
+    folder = make_folder(folder)
+    with replacing_together(folder, list(weights)) as partials:
+        for values, partial in zip(weights.values(), partials, strict=True):
+            state = values.state_dict() if isinstance(values, nn.Module) else values
+            state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+            safetensors.torch.save_file(state, partial, metadata=dict(metadata))
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata in a safetensors header; the tensors are not read."""
     path = Path(path)
+    finish_replacing(path.parent)
     if not path.exists():
         raise WeightsError(f"{path}: no such weights file; {_remedy(path)}")
     try:

@@ -27,6 +27,17 @@ class LossTerms(NamedTuple):
     vb: Tensor | None  # in bits per latent value; None without a learned variance
 
 
+class Tables(NamedTuple):
+    """What the process looks up at a timestep, (T,) float32 each, all on one device."""
+
+    alpha: Tensor
+    sigma: Tensor
+    log_beta: Tensor
+    posterior_log_variance: Tensor
+    posterior_x0_weight: Tensor
+    posterior_x_t_weight: Tensor
+
+
 def linear_betas(num_steps: int) -> Tensor:
     """DDPM section 4, in the length of 1000 steps: (num_steps,) float64."""
     scale = 1000 / num_steps
@@ -99,6 +110,23 @@ class GaussianDiffusion:
         self.posterior_x_t_weight = (
             (1 - before) * (1 - self.betas).sqrt() / (1 - self.alphas_cumprod)
         )
+        tables = Tables(
+            alpha=self.alphas_cumprod.sqrt(),
+            sigma=(1 - self.alphas_cumprod).sqrt(),
+            log_beta=self.betas.log(),
+            posterior_log_variance=self.posterior_log_variance,
+            posterior_x0_weight=self.posterior_x0_weight,
+            posterior_x_t_weight=self.posterior_x_t_weight,
+        )
+        cpu = torch.device("cpu")
+        self._tables = {cpu: Tables(*(table.float() for table in tables))}  # by device
+
+    def tables(self, device: torch.device) -> Tables:
+        """The tables on a device: copied when it is first asked for, and kept there."""
+        if device not in self._tables:
+            tables = self._tables[torch.device("cpu")]
+            self._tables[device] = Tables(*(table.to(device) for table in tables))
+        return self._tables[device]
 
     def times(self, quantiles: Tensor) -> Tensor:
         """(B,) uniform in [0, 1) -> (B,) timesteps: whole, but for a flow."""
@@ -117,7 +145,8 @@ class GaussianDiffusion:
         if self.is_flow:
             sigma = _broadcast(t).float() / self.num_train_timesteps
             return 1 - sigma, sigma
-        return _at(self.alphas_cumprod.sqrt(), t), _at((1 - self.alphas_cumprod).sqrt(), t)
+        tables = self.tables(t.device)
+        return _at(tables.alpha, t), _at(tables.sigma, t)
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """-> x_t."""
@@ -134,6 +163,10 @@ class GaussianDiffusion:
             return noise - x0
         alpha, sigma = self.marginal(t)
         return alpha * noise - sigma * x0
+
+    def without_variance(self, prediction: Tensor) -> Tensor:
+        """The network's output (B, C or 2 * C, F, H, W) -> (B, C, F, H, W)."""
+        return prediction.chunk(2, dim=1)[0] if self.learned_variance else prediction
 
     def predicted_x0(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The network's prediction (B, C, F, H, W) -> its x0."""
@@ -158,7 +191,11 @@ class GaussianDiffusion:
         return alpha * prediction + sigma * x_t
 
     def ddim_step(self, prediction: Tensor, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """x_t -> x_s without noise, s < t; s = -1 is the clean end. DDIM (12) with sigma = 0."""
+        """x_t -> x_s without noise, s < t; s = -1 is the clean end. DDIM (12) with sigma = 0.
+
+        prediction: (B, C or 2 * C, F, H, W); a learned variance has no part in it.
+        """
+        prediction = self.without_variance(prediction)
         x0 = self.predicted_x0(prediction, x_t, t)
         noise = self.predicted_noise(prediction, x_t, t)
         alpha, sigma = self.marginal(s.clamp(min=0))
@@ -173,8 +210,9 @@ class GaussianDiffusion:
         alpha_t, sigma_t = self.marginal(t)
         alpha_s, sigma_s = self.marginal(s.clamp(min=0))
         clean = _broadcast(s) < 0
-        ratio = torch.where(clean, 0, sigma_s / sigma_t)
-        return (x_s - ratio * x_t) / (torch.where(clean, 1, alpha_s) - ratio * alpha_t)
+        # (torch.where of a number would copy it to the device, which waits for it)
+        ratio = (sigma_s / sigma_t).masked_fill(clean, 0)
+        return (x_s - ratio * x_t) / (alpha_s.masked_fill(clean, 1) - ratio * alpha_t)
 
     def loss_weight(self, t: Tensor) -> Tensor:
         """Factor on the squared error of the prediction at t, (B, 1, 1 or F, 1, 1). Min-SNR (8).
@@ -196,13 +234,14 @@ class GaussianDiffusion:
 
     def posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(x_{t-1} | x_t, x0). DDPM (6), (7)."""
-        mean = _at(self.posterior_x0_weight, t) * x0 + _at(self.posterior_x_t_weight, t) * x_t
-        return mean, _at(self.posterior_log_variance, t)
+        tables = self.tables(t.device)
+        mean = _at(tables.posterior_x0_weight, t) * x0 + _at(tables.posterior_x_t_weight, t) * x_t
+        return mean, _at(tables.posterior_log_variance, t)
 
     def learned_log_variance(self, values: Tensor, t: Tensor) -> Tensor:
         """The network's variance channels, -1..1 but not bounded -> log variance. IDDPM (15)."""
-        fraction = (values + 1) / 2
-        upper, lower = _at(self.betas.log(), t), _at(self.posterior_log_variance, t)
+        fraction, tables = (values + 1) / 2, self.tables(t.device)
+        upper, lower = _at(tables.log_beta, t), _at(tables.posterior_log_variance, t)
         return fraction * upper + (1 - fraction) * lower
 
     def training_loss(
@@ -278,8 +317,8 @@ def _broadcast(t: Tensor) -> Tensor:
 
 
 def _at(table: Tensor, t: Tensor) -> Tensor:
-    """Values of a float64 table at t, (B, 1, 1 or F, 1, 1) float32."""
-    return table.float().to(t.device)[_broadcast(t)]
+    """Values of a table at t, (B, 1, 1 or F, 1, 1)."""
+    return table[_broadcast(t)]
 
 
 def _video_mean(x: Tensor) -> Tensor:

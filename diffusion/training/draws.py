@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diffusion.data.training.batch import seeded
+from diffusion.utils.devices import sent
 
 NOISE = 1  # first word of the seeds, so that data drawn with the same others is unrelated
 SHARED = 2**32  # in place of a clip's index: draws that concern the whole batch
@@ -29,11 +30,20 @@ class Draws:
     def normal(self, like: Tensor) -> Tensor:
         """Unit Gaussian noise for the (B, ...) clips, or for (B * F, ...) frames, in float32."""
         shape = (len(like) // len(self._clips), *like.shape[1:])
-        return torch.cat([torch.randn(shape, generator=g) for g in self._clips]).to(self.device)
+        noise = [torch.randn(shape, generator=g) for g in self._clips]
+        return sent(torch.cat(noise), self.device)
 
     def uniform(self) -> Tensor:
         """(B,) in [0, 1)."""
-        return torch.cat([torch.rand(1, generator=g) for g in self._clips]).to(self.device)
+        return sent(self._uniform(), self.device)
+
+    def seed(self) -> int:
+        """For whoever draws by itself: another one in every process."""
+        return int(2**31 * self._uniform()[0])
+
+    def _uniform(self) -> Tensor:
+        """(B,) in [0, 1), on the CPU."""
+        return torch.cat([torch.rand(1, generator=g) for g in self._clips])
 
     def shared_uniform(self) -> float:
         """In [0, 1), the same for all clips and processes."""

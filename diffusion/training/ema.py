@@ -1,7 +1,7 @@
 """Exponential moving average of weights."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,14 @@ def update_ema(
     The decay is ramped, min(decay, (1 + step) / (10 + step)), so that the start is forgotten.
     """
     decay = min(decay, (1 + step) / (10 + step))
-    for (name, mean), (other, weight) in zip(ema.items(), weights.items(), strict=True):
-        assert name == other
-        mean.lerp_(weight.detach(), 1 - decay)
+    assert list(ema) == list(weights)
+    means, now = map(local_parts, (ema.values(), weights.values()))
+    torch._foreach_lerp_(means, now, 1 - decay)
+
+
+def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """What this process holds of tensors that may be sharded: one kernel takes them all."""
+    return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
 
 
 class Average:
@@ -46,8 +51,9 @@ class Average:
 
     def update(self, step: int) -> None:
         update_ema(self.weights, dict(self.module.named_parameters()), self.decay, step)
-        for mean, buffer in zip(self.network.buffers(), self.module.buffers(), strict=True):
-            mean.copy_(buffer)
+        means, buffers = (list(m.buffers()) for m in (self.network, self.module))
+        if buffers:
+            torch._foreach_copy_(means, buffers)
 
     @torch.no_grad()
     def gather(self) -> nn.Module:

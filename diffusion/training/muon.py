@@ -66,11 +66,11 @@ class Muon(optim.Optimizer):
     def _adam(self, parameter: Tensor, group: dict) -> Tensor:
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros(())
             state["mean"] = torch.zeros_like(parameter)
             state["square"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        (beta1, beta2), grad, step = group["betas"], parameter.grad, state["step"].item()
+        # a number, which no GPU has to be asked for; older checkpoints have it as a tensor
+        state["step"] = step = int(state.get("step", 0)) + 1
+        (beta1, beta2), grad = group["betas"], parameter.grad
         mean = state["mean"].lerp_(grad, 1 - beta1) / (1 - beta1**step)
         square = state["square"].lerp_(grad.square(), 1 - beta2) / (1 - beta2**step)
         return mean / (square.sqrt() + group["eps"])

@@ -3,6 +3,7 @@
 import os
 
 import torch
+from torch import Tensor
 
 from diffusion.utils.errors import UserError
 
@@ -34,6 +35,16 @@ def own_device(device: torch.device) -> torch.device:
     if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return device
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`; from the CPU to a GPU without waiting until it is there.
+
+    From memory that is not pinned, a copy to a GPU first waits for all the GPU has to do.
+    """
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

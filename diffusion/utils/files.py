@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from diffusion.utils.errors import UserError
+
+
+RECORD = ".replacing"  # which files get which names, see replacing_together
 
 
 @contextmanager
@@ -20,21 +23,98 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     becomes a UserError that names `path`.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name[:200]}.{os.getpid()}.partial")
+    partial = _partial(path)
     try:
-        partial.touch()
-        mode = partial.stat().st_mode
-        yield partial
-        partial.chmod(mode)  # safetensors makes files that only their owner can read
-        partial.replace(path)
+        with _refused(path):
+            partial.touch()
+            mode = partial.stat().st_mode
+            yield partial
+            partial.chmod(mode)  # safetensors makes files that only their owner can read
+            partial.replace(path)
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+@contextmanager
+def replacing_together(folder: Path, names: Sequence[str]) -> Iterator[list[Path]]:
+    """`replacing` for files of a folder that are of use together only: all are new, or none.
+
+    They get their names one after the other, so a record of all is written first, in one step.
+    What a kill then leaves undone is done by `finish_replacing`: at the next start of the writer,
+    and before a file of the folder is read.
+    """
+    if len(names) == 1:  # one step by itself
+        with replacing(folder / names[0]) as partial:
+            yield [partial]
+        return
+    finish_replacing(folder)
+    partials = [_partial(folder / name) for name in names]
+    renames = {partial.name: name for partial, name in zip(partials, names, strict=True)}
+    try:
+        with _refused(folder):
+            for partial in partials:
+                partial.touch()
+            mode = partials[0].stat().st_mode
+            yield partials
+            for partial in partials:
+                partial.chmod(mode)
+                _flush(partial)  # the record may not reach the disk before what it speaks of
+            with replacing(folder / RECORD) as record:
+                record.write_text(json.dumps(renames))
+                _flush(record)
+            _finish(folder, renames)
+    finally:
+        if not (folder / RECORD).exists():
+            for partial in partials:
+                with suppress(OSError):
+                    partial.unlink()
+
+
+def finish_replacing(folder: Path) -> None:
+    """Give files the names that a writer of `replacing_together` had no time for."""
+    try:
+        renames = json.loads((folder / RECORD).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    try:
+        _finish(folder, renames)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: who wrote these files was killed before the last step, which cannot be "
+            f"done here ({error.strerror}); copy the folder to where you may write"
+        ) from error
+
+
+def _finish(folder: Path, renames: Mapping[str, str]) -> None:
+    """Several processes may do so at once."""
+    for partial, name in renames.items():
+        with suppress(FileNotFoundError):  # it has its name
+            # (folders are exchanged: a record names nothing outside of its own)
+            (folder / Path(partial).name).replace(folder / Path(name).name)
+    (folder / RECORD).unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name[:200]}.{os.getpid()}.partial")
+
+
+def _flush(path: Path) -> None:
+    """Wait until the disk has the file."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """What the disk refuses within the block, as a UserError that names `path`."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
         reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
         raise UserError(
             f"{path}: cannot be written ({reason}); free some space or choose another folder"
         ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -73,8 +73,8 @@ class DecoderStage(Stage):
         """(B, 3, F, H, W) -> VAE latents (B, 4, F, h, w), as the cascade draws them."""
         cascade = self.networks.pipeline(video.device, "refiner")
         (which,) = draws.shared_integers([len(self.steps) - 1])
-        seed = int(2**31 * draws.uniform()[0])  # another one in every process
-        return cascade.restore(cascade.encode(video), steps=self.steps[which], seed=seed)
+        steps, seed = self.steps[which], draws.seed()
+        return cascade.restore(cascade.encode(video), steps=steps, seed=seed)
 
     def reconstruct(self, parts: Mapping[str, nn.Module], video: Tensor) -> Tensor:
         """By the cascade, with its usual number of steps."""

@@ -93,7 +93,8 @@ class PictureStage(RefinerStage):
         draws: Draws,
     ) -> dict[str, Tensor]:
         """The frames that the predicted x0 stands for, against those of `video`."""
-        x0 = self.noise.predicted_x0(prediction[:, : x_t.shape[1]].float(), x_t, t)
+        mean = self.noise.without_variance(prediction).float()
+        x0 = self.noise.predicted_x0(mean, x_t, t)
         latents = self.conditioning.from_x0(x0, base)
         chosen = draws.window(video.shape[2], self.picture_frames)
         decoded = self.network("vae", video).decode(latents[:, :, chosen])
@@ -101,7 +102,7 @@ class PictureStage(RefinerStage):
 
 
 class OneStepStage(PictureStage):
-    """A student of one step, from noise to x0, self.partsd as pictures.
+    """A student of one step, from noise to x0, judged as pictures.
 
     Adversarial post-training (Lin et al. 2025, arXiv:2501.08316): the student starts as the
     diffusion model and learns from real videos and a discriminator in place of its teacher. Since
