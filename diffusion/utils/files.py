@@ -11,7 +11,6 @@ from safetensors import SafetensorError
 
 from diffusion.utils.errors import UserError
 
-
 RECORD = ".replacing"  # which files get which names, see replacing_together
 
 

@@ -6,6 +6,7 @@ import pytest
 import recipe
 import torch
 from golden_data import to_frames, to_video
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion.noise.gaussian import PREDICTION_TYPES, GaussianDiffusion, gaussian_kl
 from diffusion.utils.errors import ConfigError
@@ -272,3 +273,47 @@ def test_the_x0_between_two_times_takes_the_step(prediction_type):
     x_s = process.ddim_step(prediction, x_t, t, s)
     wanted = process.predicted_x0(prediction, x_t, t)
     torch.testing.assert_close(process.x0_between(x_t, x_s, t, s), wanted, atol=2e-3, rtol=2e-3)
+
+
+class Conversions(TorchDispatchMode):
+    """Counts the operations that copy a tensor to another device or type."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._to_copy.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("learned_variance", [False, True])
+def test_tables_are_copied_once(learned_variance):
+    """Not at every step: a copy to a GPU from the CPU waits for it."""
+    process = GaussianDiffusion(learned_variance=learned_variance)
+    x0, noise = draw()
+    prediction = torch.randn(6, 8 if learned_variance else 4, *SHAPE[2:])
+    with Conversions() as counted:
+        process.training_loss(prediction, x0, noise, TIMES)
+        process.ddim_step(prediction, x0, TIMES, TIMES - 1)
+        process.x0_between(x0, noise, TIMES, TIMES - 1)
+    assert counted.count == 0
+    elsewhere = torch.device("meta")
+    assert process.tables(elsewhere) is process.tables(elsewhere)
+
+
+def test_tables_have_the_digits_of_float64():
+    process = GaussianDiffusion(beta_schedule="squaredcos_cap_v2")
+    every = torch.arange(1000)
+    alpha, sigma = process.marginal(every)
+    assert torch.equal(alpha.flatten(), process.alphas_cumprod.sqrt().float())
+    assert torch.equal(sigma.flatten(), (1 - process.alphas_cumprod).sqrt().float())
+    upper = process.learned_log_variance(torch.ones(1000, 1, 1, 1, 1), every)
+    assert torch.equal(upper.flatten(), process.betas.log().float())
+
+
+def test_a_step_needs_no_variance():
+    x_t, noise = draw()
+    values = torch.randn_like(noise)
+    t, s = torch.full((6,), 500), torch.full((6,), 250)
+    with_variance = GaussianDiffusion(learned_variance=True)
+    stepped = with_variance.ddim_step(torch.cat([noise, values], dim=1), x_t, t, s)
+    assert torch.equal(stepped, GaussianDiffusion().ddim_step(noise, x_t, t, s))

@@ -32,3 +32,9 @@ def test_frames_of_a_clip_get_their_own_noise():
 def test_shared_integers_reach_both_ends():
     drawn = {Draws(seed=0, step=i, first=0, count=1).shared_integers([2])[0] for i in range(60)}
     assert drawn == {0, 1, 2}
+
+
+def test_a_seed_is_another_one_in_every_process_and_the_same_again():
+    seeds = [Draws(seed=0, step=0, first=first, count=2).seed() for first in (0, 2, 0)]
+    assert seeds[0] == seeds[2] != seeds[1]
+    assert seeds[0] == int(2**31 * Draws(seed=0, step=0, first=0, count=2).uniform()[0])

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -53,3 +55,26 @@ def test_an_update_of_a_matrix_is_as_large_as_the_learning_rate_says():
     weight.grad = 1e3 * torch.randn(64, 256)
     Muon([weight], lr=1e-2, weight_decay=0.0).step()
     assert (weight - before).square().mean().sqrt().item() == pytest.approx(0.2 * 1e-2, rel=0.2)
+
+
+def test_the_number_of_steps_is_on_the_host_and_older_states_continue():
+    """A number in a tensor on a GPU would have to be waited for at every step."""
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 4)
+    optimizer = Muon(layer.parameters(), lr=1e-2)
+
+    def step():
+        layer(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return layer.weight.detach().clone()
+
+    step()
+    state, weights = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(layer.state_dict())
+    assert {type(s["step"]) for s in state["state"].values()} == {int}
+    wanted = step()
+    for values in state["state"].values():
+        values["step"] = torch.tensor(float(values["step"]))  # as they were stored before
+    optimizer.load_state_dict(state)
+    layer.load_state_dict(weights)
+    assert torch.equal(step(), wanted)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from denoising import denoise
-from test_refiner_stage import config_of, latent_batch, stage_of, teacher_file
+from test_refiner_stage import PUBLISHED, config_of, latent_batch, stage_of, teacher_file
 
 from diffusion.noise.samplers import build_sampler
 from diffusion.training.draws import Draws
@@ -76,3 +76,23 @@ def test_what_cannot_work_is_refused(config, teacher, tmp_path):
         stage_of(config, DistillationStage, teacher=teacher, steps=0)
     with pytest.raises(WeightsError, match="missing"):
         stage_of(config, DistillationStage, teacher=str(tmp_path / "missing.safetensors"), steps=1)
+
+
+def test_a_model_with_learned_variance_is_distilled_too(tiny_config, tmp_path):
+    """As the published one: the variance is learned beside, and steps the teacher's mean alone."""
+    config = config_of(tiny_config, *PUBLISHED)
+    teacher = teacher_file(config, tmp_path)
+    stage = stage_of(config, DistillationStage, teacher=teacher, steps=2, image_share=0.0)
+
+    def loss():
+        draws = Draws(seed=0, step=0, first=0, count=2)
+        return stage.loss(latent_batch(base=False), draws)["loss_diffusion"]
+
+    before = loss()
+    before.backward()
+    assert all(p.grad.isfinite().all() for p in stage.parts["refiner"].parameters())
+    with torch.no_grad():  # the teacher's channels of the variance, after the final norm
+        stage.teacher.final_layer.linear.weight[-1] += 1
+        assert torch.equal(loss(), before.detach())
+        stage.teacher.final_layer.linear.weight[0] += 1
+        assert not torch.equal(loss(), before.detach())
