@@ -78,13 +78,12 @@ def main(args: argparse.Namespace) -> None:
     )
     dimensions = app.choose_dimensions(args.vbench)
     part = app.parse_part(args.part)
-    chosen = device_options(args)
+    chosen = device_options(args, part.index)
     if args.workers > 1:
         app.start_workers(args.workers)
     else:
-        device = app.device_of(part, chosen["device"])
         sampling = (args.steps, args.sampler, args.seed)
-        app.measure_part(what, CodecOptions(device, chosen["dtype"], *sampling), part)
+        app.measure_part(what, CodecOptions(chosen["device"], chosen["dtype"], *sampling), part)
     results = app.collect(what, chosen["device"])
     if args.part is None and app.is_finished(results, what.models):
         app.publish(results, args.output, dimensions, chosen["device"])

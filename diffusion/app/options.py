@@ -95,11 +95,16 @@ def read_config(args: argparse.Namespace) -> Mapping[str, Any]:
     return config
 
 
-def device_options(args: argparse.Namespace) -> "dict[str, torch.device | torch.dtype]":
-    """Arguments `device` and `dtype` of whatever computes."""
+def device_options(
+    args: argparse.Namespace, number: int = 0
+) -> "dict[str, torch.device | torch.dtype]":
+    """Arguments `device` and `dtype` of whatever computes; the device becomes the current one.
+
+    number: of this process, where others compute on this machine too and torchrun started none.
+    """
     from diffusion.utils.devices import choose_device, choose_dtype, own_device
 
-    device = own_device(choose_device(args.device))
+    device = own_device(choose_device(args.device), number)
     return {"device": device, "dtype": choose_dtype(args.dtype, device)}
 
 

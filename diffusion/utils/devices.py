@@ -30,11 +30,31 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def own_device(device: torch.device) -> torch.device:
-    """Of this one of several processes: a GPU each, unless `device` says which."""
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+def own_device(device: torch.device, number: int = 0) -> torch.device:
+    """The device of this process, made current: calls that name none are meant for it.
+
+    One of several processes on a machine takes the GPU with its number, unless `device` says which:
+    torchrun tells it (LOCAL_RANK), otherwise it is `number`, and GPUs are shared if there are few.
+    """
+    if device.type != "cuda":
+        return device
+    if device.index is None:
+        device = torch.device("cuda", _own_index(number))
+    torch.cuda.set_device(device)
     return device
+
+
+def _own_index(number: int) -> int:
+    count = torch.cuda.device_count()
+    if "LOCAL_RANK" not in os.environ:
+        return number % count
+    index = int(os.environ["LOCAL_RANK"])
+    if index >= count:
+        raise UserError(
+            f"process {index + 1} of this machine has no GPU: there are {count}; start as many "
+            "processes (--nproc-per-node)"
+        )
+    return index
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
@@ -54,7 +74,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
             raise UserError(f"--dtype {name!r} is unknown; use auto, {', '.join(DTYPES)}")
         return DTYPES[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        with torch.cuda.device(device):  # torch is asked about the current one
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if has_bf16 else torch.float16
     return torch.bfloat16 if cpu_has_fast_bf16() else torch.float32
 
 

@@ -210,13 +210,6 @@ def parse_part(text: str | None) -> Part:
     return Part(int(match[1]) - 1, int(match[2]))
 
 
-def device_of(part: Part, device: torch.device) -> torch.device:
-    """A GPU for each process, where no particular one was asked for."""
-    if device.type != "cuda" or device.index is not None:
-        return device
-    return torch.device("cuda", part.index % torch.cuda.device_count())
-
-
 def is_finished(results: Mapping[str, Any], models: Sequence[str]) -> bool:
     """Whether every model was tried on every video, by this process or others."""
     tried = [

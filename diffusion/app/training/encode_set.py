@@ -81,8 +81,6 @@ def prepare_latents(
     """Encode what is not in the folder yet; how many clips it then has."""
     if "video_list" not in config:
         raise ConfigError("the config has no 'video_list' to encode")
-    if torch.device(device) == torch.device("cuda") and "LOCAL_RANK" in os.environ:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     videos = list_videos(config["video_list"])
     pipeline = build_cascade(config, weights=weights, only=AUTOENCODERS, device=device, dtype=dtype)
     output = LatentFolder(folder, made_with(config, weights, what), shard_clips)
