@@ -5,7 +5,7 @@ import torch
 
 from diffusion.config import ROOT, load_config
 from diffusion.data.video.clip import read_video
-from diffusion.evaluation.metrics.all_metrics import psnr
+from diffusion.evaluation.metrics.fidelity import psnr
 from diffusion.pipelines.cascade_builder import build_cascade
 
 

@@ -21,7 +21,7 @@ from diffusion.data.transforms import (
 from diffusion.data.video.clip import Clip
 from diffusion.data.video.open_video import open_video
 from diffusion.data.video_list import list_videos
-from diffusion.evaluation.metrics.all_metrics import psnr, ssim
+from diffusion.evaluation.metrics.fidelity import psnr, ssim
 from diffusion.training.monitor import Monitor
 from diffusion.training.stages.stage import Stage
 from diffusion.utils.errors import UserError, VideoError

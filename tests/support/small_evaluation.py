@@ -11,7 +11,8 @@ from torch import Tensor
 from diffusion.data.transforms import resize
 from diffusion.data.video.clip import read_video
 from diffusion.data.video.video_writer import VideoWriter
-from diffusion.evaluation.metrics.all_metrics import METRICS, psnr, ssim
+from diffusion.evaluation.metrics.all_metrics import METRICS
+from diffusion.evaluation.metrics.fidelity import psnr, ssim
 from diffusion.evaluation.report.results import costs
 
 Codec = Callable[[Tensor, Path], tuple[Tensor, int]]  # (3, F, H, W) -> its like, and the bits

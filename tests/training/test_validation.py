@@ -10,7 +10,7 @@ from video_files import encode, moving_frames
 from diffusion.data.transforms import resize, to_float
 from diffusion.data.video.clip import read_video
 from diffusion.data.video.video_reader import VideoReader
-from diffusion.evaluation.metrics.all_metrics import psnr, ssim
+from diffusion.evaluation.metrics.fidelity import psnr, ssim
 from diffusion.training.monitor import Monitor
 from diffusion.training.stages.stage import Stage
 from diffusion.training.validation import Validation

@@ -12,7 +12,7 @@ from diffusion.app.reconstruction.stage_times import Stages
 from diffusion.app.reconstruction.unfinished import UnfinishedRun
 from diffusion.data.transforms import side_by_side, to_uint8
 from diffusion.data.video.video_writer import VideoWriter
-from diffusion.evaluation.metrics.all_metrics import psnr, ssim
+from diffusion.evaluation.metrics.fidelity import psnr, ssim
 from diffusion.pipelines.cascade import CascadePipeline
 from diffusion.pipelines.interpolation import repeat, stretch, stretched_length, stretched_pieces
 from diffusion.pipelines.upscaling import Upscaler, enlarge, reduce

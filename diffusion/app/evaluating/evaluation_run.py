@@ -29,8 +29,9 @@ from diffusion.app.reconstruction.stage_times import Stages
 from diffusion.app.training.encode_set import Part
 from diffusion.data.training.bad_videos import locked
 from diffusion.evaluation.codecs.codecs_by_name import CodecOptions, build_codec, parse_spec
-from diffusion.evaluation.metrics.all_metrics import Metric, build_metrics
-from diffusion.evaluation.metrics.temporal_features import folder_missing
+from diffusion.evaluation.metrics.all_metrics import build_metrics
+from diffusion.evaluation.metrics.consistency import folder_missing
+from diffusion.evaluation.metrics.metric import Metric
 from diffusion.evaluation.protocol import Protocol
 from diffusion.evaluation.report.published import PUBLISHED
 from diffusion.evaluation.report.report import write_report

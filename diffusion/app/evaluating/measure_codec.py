@@ -12,7 +12,7 @@ from tqdm import tqdm
 from diffusion.data.video.clip import Clip
 from diffusion.data.video.video_writer import VideoWriter
 from diffusion.evaluation.codecs.codecs_by_name import Codec, CodecOptions
-from diffusion.evaluation.metrics.all_metrics import Metric
+from diffusion.evaluation.metrics.metric import Metric
 from diffusion.evaluation.protocol import Protocol
 from diffusion.evaluation.report.results import ORIGINAL, Measurements, file_name, value_of
 from diffusion.utils.errors import UserError, VideoError

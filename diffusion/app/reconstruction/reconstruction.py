@@ -16,7 +16,7 @@ from diffusion.app.reconstruction.unfinished import UnfinishedRun
 from diffusion.data.latents import LatentsInfo, LatentsReader, LatentsWriter
 from diffusion.data.transforms import resize, side_by_side, to_uint8
 from diffusion.data.video.video_writer import VideoWriter
-from diffusion.evaluation.metrics.all_metrics import psnr, ssim
+from diffusion.evaluation.metrics.fidelity import psnr, ssim
 from diffusion.pipelines.cascade import CascadePipeline
 from diffusion.pipelines.padding import round_up
 from diffusion.utils.errors import UserError

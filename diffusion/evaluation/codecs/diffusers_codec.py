@@ -1,8 +1,7 @@
 """Any autoencoder class of diffusers as a codec."""
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from diffusion.evaluation.codecs.codec import (
     store,
     weights_digest,
 )
+from diffusion.evaluation.quiet_libraries import quiet_diffusers
 from diffusion.pipelines.cascade import inference
 from diffusion.pipelines.padding import pad_reflect
 from diffusion.utils.errors import UserError, WeightsError
@@ -179,21 +179,6 @@ def cannot_be_loaded(spec: str, error: Exception) -> WeightsError:
         f"{spec}: cannot be loaded ({reason}); give a folder that save_pretrained wrote with "
         "safetensors, or a repository's name"
     )
-
-
-@contextmanager
-def quiet_diffusers() -> Iterator[None]:
-    """Without its bars and its advice to programmers."""
-    from diffusers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
 
 
 def probe(

@@ -18,8 +18,8 @@ from diffusion.evaluation.codecs.codec import (
     tensors_digest,
     weights_digest,
 )
-from diffusion.evaluation.codecs.diffusers_codec import cannot_be_loaded, quiet_diffusers
-from diffusion.evaluation.metrics.temporal_features import quiet_transformers
+from diffusion.evaluation.codecs.diffusers_codec import cannot_be_loaded
+from diffusion.evaluation.quiet_libraries import quiet_diffusers, quiet_transformers
 from diffusion.models.semantic_compressor import SemanticCompressor
 from diffusion.models.weights import load_weights
 from diffusion.pipelines.cascade import inference, pad_reflect

@@ -1,6 +1,6 @@
 """How a reconstruction moves, against how the original moves: pairs of neighbouring frames."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -8,6 +8,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 from diffusion.evaluation.metrics.blur import gaussian_blur
+from diffusion.evaluation.metrics.metric import Metric
 
 STILL = 0.1 / 127.5  # a tenth of an 8-bit level: keeps ratios finite where nothing moves
 FLOW_SHORT_EDGE = 256  # pixels; finer motion than this resolves is noise
@@ -80,9 +81,8 @@ def flow_and_visibility(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     inside = (x.abs() <= 1) & (y.abs() <= 1)
     visible = ((gap < 0.01 * length + 0.5) & inside[:, None]).float()
     visible = torch.where(visible.any(dim=(2, 3), keepdim=True), visible, 1.0)
-    ratio = forth.new_tensor([width / size[1], height / size[0]]).view(1, 2, 1, 1)
-    motion = nnf.interpolate(forth, (height, width), mode="bilinear", align_corners=False) * ratio
-    return motion, nnf.interpolate(visible, (height, width), mode="nearest")
+    visible = nnf.interpolate(visible, (height, width), mode="nearest")
+    return resized_motion(forth, (height, width)), visible
 
 
 def optical_flow(before: Tensor, after: Tensor) -> Tensor:
@@ -97,14 +97,19 @@ def optical_flow(before: Tensor, after: Tensor) -> Tensor:
         pyramid.append(tuple(nnf.avg_pool2d(smooth(x, 1.0), 2) for x in pyramid[-1]))
     motion = before.new_zeros(len(before), 2, *pyramid[-1][0].shape[-2:])
     for a, b in reversed(pyramid):
-        size = a.shape[-2:]
-        if motion.shape[-2:] != size:
-            ratio = motion.new_tensor([size[1] / motion.shape[-1], size[0] / motion.shape[-2]])
-            motion = nnf.interpolate(motion, size, mode="bilinear", align_corners=False)
-            motion = motion * ratio.view(1, 2, 1, 1)
+        if motion.shape[-2:] != a.shape[-2:]:
+            motion = resized_motion(motion, a.shape[-2:])
         for _ in range(FLOW_ITERATIONS):
             motion = smooth(motion + displacement(a, warp(b, motion)), 1.0)
     return motion
+
+
+def resized_motion(motion: Tensor, size: Sequence[int]) -> Tensor:
+    """(N, 2, H, W) in pixels -> the same motion in a frame of another size, (N, 2, *size)."""
+    ratios = (size[1] / motion.shape[-1], size[0] / motion.shape[-2])
+    motion = nnf.interpolate(motion, size, mode="bilinear", align_corners=False)
+    # Numbers, not tensors: a GPU need not wait for them.
+    return torch.stack([motion[:, axis] * ratio for axis, ratio in enumerate(ratios)], dim=1)
 
 
 def displacement(a: Tensor, b: Tensor) -> Tensor:
@@ -126,8 +131,8 @@ def target_positions(motion: Tensor) -> Tensor:
     height, width = motion.shape[-2:]
     y = torch.arange(height, device=motion.device) + 0.5
     x = torch.arange(width, device=motion.device) + 0.5
-    moved = torch.stack([motion[:, 0] + x, motion[:, 1] + y[:, None]], dim=-1)
-    return moved * 2 / moved.new_tensor([width, height]) - 1
+    moved = ((motion[:, 0] + x) * 2 / width - 1, (motion[:, 1] + y[:, None]) * 2 / height - 1)
+    return torch.stack(moved, dim=-1)
 
 
 def warp(frames: Tensor, motion: Tensor) -> Tensor:
@@ -139,4 +144,33 @@ def warp(frames: Tensor, motion: Tensor) -> Tensor:
 
 def smooth(x: Tensor, sigma: float) -> Tensor:
     """(N, C, H, W) -> the same under a Gaussian window; edges are continued."""
-    return gaussian_blur(x, sigma, round(2.5 * sigma), "replicate")
+    radius = round(2.5 * sigma)
+    return gaussian_blur(nnf.pad(x, (radius,) * 4, mode="replicate"), sigma, radius)
+
+
+FLICKER = Metric(
+    name="flicker",
+    label="Flicker",
+    higher_is_better=None,
+    definition="mean |difference of neighbouring frames| / the original's; 1 is right",
+    compute=flicker,
+    least_frames=2,
+)
+WARPED_ERROR = Metric(
+    name="warped_error",
+    label="Warped error",
+    higher_is_better=False,
+    definition="mean change of the error along the original's motion (Lucas-Kanade at short edge "
+    "256, occlusions left out), in 8-bit levels",
+    compute=warped_error,
+    least_frames=2,
+    least_side=16,
+)
+VBENCH_FLICKERING = Metric(
+    name="vb_flickering",
+    label="Flickering (VBench's)",
+    higher_is_better=True,
+    definition="1 - mean |difference of neighbouring frames| / 255 of the 8-bit reconstruction",
+    compute=vbench_flickering,
+    least_frames=2,
+)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion.evaluation.metrics.all_metrics import Metric
+from diffusion.evaluation.metrics.metric import Metric
 from diffusion.evaluation.report.result_table import markdown
 from diffusion.utils.errors import UserError
 from diffusion.utils.files import make_folder, replacing, write_json

@@ -19,7 +19,7 @@ from diffusion.config import ROOT
 from diffusion.data.transforms import resize_short_edge
 from diffusion.data.video.clip import read_video
 from diffusion.data.video.video_writer import VideoWriter
-from diffusion.evaluation.metrics.all_metrics import psnr
+from diffusion.evaluation.metrics.fidelity import psnr
 from diffusion.evaluation.vbench import missing
 from diffusion.utils.errors import UserError
 from diffusion.utils.measuring import peak_memory_mb, reset_peak_memory

@@ -11,7 +11,7 @@ from diffusion.config import load_config
 from diffusion.data.transforms import to_float
 from diffusion.evaluation.codecs.codec import weights_digest
 from diffusion.evaluation.codecs.codecs_by_name import CodecOptions, build_codec
-from diffusion.evaluation.metrics.all_metrics import psnr
+from diffusion.evaluation.metrics.fidelity import psnr
 from diffusion.pipelines.cascade_builder import build_cascade
 from diffusion.pipelines.upscaling import Upscaler
 from diffusion.utils.errors import UserError

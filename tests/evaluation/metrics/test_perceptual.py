@@ -11,7 +11,7 @@ from torchmetrics.functional.image.lpips import _LPIPS
 from torchvision.models import AlexNet_Weights, VGG16_Weights, alexnet
 from torchvision.models.vgg import cfgs, make_layers
 
-from diffusion.evaluation.metrics import perceptual, temporal_features
+from diffusion.evaluation.metrics import consistency, perceptual, rfvd, weight_files
 from diffusion.evaluation.metrics.all_metrics import METRICS, build_metrics
 from diffusion.models.feature_distance import PerceptualDistance
 from diffusion.utils.errors import UserError, WeightsError
@@ -40,10 +40,10 @@ def torch_home(tmp_path, monkeypatch):
         path = folder / "new.pth"
         torch.save({f"features.{key}": value for key, value in state.items()}, path)
         # As torchvision names its files.
-        name = f"{net}-{perceptual.sha256(path)[:8]}.pth"
+        name = f"{net}-{weight_files.sha256(path)[:8]}.pth"
         path.rename(folder / name)
-        known = perceptual.torchvision_weights(name, "AlexNet_Weights")
-        monkeypatch.setitem(perceptual.BACKBONES, net, lambda: known)
+        known = weight_files.torchvision_weights(name, "AlexNet_Weights")
+        monkeypatch.setitem(weight_files.BACKBONES, net, lambda: known)
         return state
 
     return SimpleNamespace(folder=folder, put=put)
@@ -60,8 +60,8 @@ def test_missing_weights_are_said_with_the_command_that_fetches_them(torch_home)
 
 def test_the_weights_are_those_that_torchvision_fetches():
     for weights, kind in (
-        (perceptual.alexnet_weights(), AlexNet_Weights),
-        (perceptual.vgg16_weights(), VGG16_Weights),
+        (weight_files.alexnet_weights(), AlexNet_Weights),
+        (weight_files.vgg16_weights(), VGG16_Weights),
     ):
         assert kind.IMAGENET1K_V1.url.endswith(f"/{weights.path.name}")
         assert weights.fetch.split(" as W; W.")[0].endswith(kind.__name__)
@@ -137,11 +137,11 @@ def test_large_videos_are_measured_in_pieces(monkeypatch):
 
 
 def test_rfvd_names_its_package_or_its_weights(monkeypatch):
-    missing = temporal_features.i3d_missing()
+    missing = rfvd.i3d_missing()
     assert missing is None or "cd-fvd" in missing or "load_i3d_model" in missing
     found = SimpleNamespace(origin="/nowhere/cdfvd/__init__.py")
-    monkeypatch.setattr(temporal_features.importlib.util, "find_spec", lambda name: found)
-    assert "i3d_pretrained_400.pt is not there; fetch it" in temporal_features.i3d_missing()
+    monkeypatch.setattr(rfvd.importlib.util, "find_spec", lambda name: found)
+    assert "i3d_pretrained_400.pt is not there; fetch it" in rfvd.i3d_missing()
     assert not METRICS["rfvd"].per_frame
 
 
@@ -200,11 +200,13 @@ class TestFoldersOfTransformers:
         with torch.no_grad():
             seen = {
                 "subject_consistency": vit(
-                    temporal_features.normalized(frames, *temporal_features.IMAGENET)
+                    consistency.normalized(
+                        frames, consistency.IMAGENET_MEAN, consistency.IMAGENET_STD
+                    )
                 ).last_hidden_state[:, 0],
                 "background_consistency": clip.visual_projection(
                     clip.vision_model(
-                        temporal_features.normalized(frames, *temporal_features.CLIP)
+                        consistency.normalized(frames, *consistency.CLIP)
                     ).pooler_output
                 ),
             }

@@ -5,6 +5,8 @@ import pytest
 import torch
 from scipy import linalg
 
+from diffusion.evaluation.metrics.consistency import consistency
+from diffusion.evaluation.metrics.rfvd import frechet_distance
 from diffusion.evaluation.metrics.temporal import (
     flicker,
     flow_and_visibility,
@@ -12,7 +14,6 @@ from diffusion.evaluation.metrics.temporal import (
     vbench_flickering,
     warped_error,
 )
-from diffusion.evaluation.metrics.temporal_features import consistency, frechet_distance
 
 WAVES = ((5, 9, 0), (7, -6, 1), (11, 4, 2), (8, 3.3, 0.5), (20, 31, 0.2))
 

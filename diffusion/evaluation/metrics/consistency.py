@@ -1,13 +1,11 @@
-"""Consistency and realism of motion, as networks see them: DINO, CLIP and I3D.
+"""VBench's consistencies of a video's frames, as DINO and CLIP see them.
 
-The first two are any folder that transformers can load; I3D is the package cd-fvd's.
+Both are any folder that transformers can load.
 """
 
-import importlib.util
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -15,14 +13,14 @@ import torch.nn.functional as nnf
 from einops import rearrange
 from torch import Tensor, nn
 
-from diffusion.evaluation.metrics.perceptual import Weights, package_missing
+from diffusion.evaluation.metrics.metric import Metric
+from diffusion.evaluation.metrics.weight_files import package_missing
+from diffusion.evaluation.quiet_libraries import quiet_transformers
 from diffusion.utils.errors import WeightsError
 from diffusion.utils.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 CHUNK = 16  # frames at once
-I3D_SIZE = 224
-I3D_LEAST_FRAMES = 9  # fewer vanish in its pooling
 
 
 def consistency(features: Tensor) -> Tensor:
@@ -134,62 +132,31 @@ def not_a(kind: str, folder: Path, reason: str) -> WeightsError:
     return WeightsError(f"{folder}: not a {kind.upper()} of transformers ({reason}); pass another")
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without its bars and its report of weights: what matters of that is checked."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def i3d_weights() -> Weights:
-    """Trained on Kinetics-400, where the package cd-fvd keeps them."""
-    package = importlib.util.find_spec("cdfvd")
-    folder = Path(package.origin).parent if package else Path()
-    fetch = "from cdfvd.third_party.i3d.utils import load_i3d_model as f; f('cpu')"
-    return Weights(folder / "third_party/i3d/i3d_pretrained_400.pt", fetch)
+def subject_metric(folder: Path | None) -> Metric:
+    return Metric(
+        name="subject_consistency",
+        label="Subject consistency",
+        higher_is_better=True,
+        definition="VBench's, class tokens of --dino through transformers",
+        compute=partial(subject_consistency, folder),
+        why_missing=partial(folder_missing, folder, "dino"),
+        files=partial(folder_files, folder),
+        least_frames=2,
+        least_side=16,
+        optional=True,
+    )
 
 
-def i3d_missing() -> str | None:
-    return package_missing("cdfvd", "cd-fvd") or i3d_weights().missing()
-
-
-def i3d_logits(video: Tensor, reference: Tensor) -> Tensor:
-    """Two (3, F, H, W) in [-1, 1] -> (2, 400): I3D's logits of the two, resized to 224 x 224."""
-    network = i3d_network(i3d_weights().path, video.device)
-    clips = torch.stack([video.float(), reference.float()]).clamp(-1, 1)
-    frames = rearrange(clips, "b c f h w -> (b f) c h w")
-    frames = nnf.interpolate(frames, (I3D_SIZE, I3D_SIZE), mode="bilinear", align_corners=False)
-    with torch.no_grad():
-        return network(rearrange(frames, "(b f) c h w -> b c f h w", b=2))
-
-
-@cache
-def i3d_network(weights: Path, device: torch.device) -> nn.Module:
-    from cdfvd.third_party.i3d.pytorch_i3d import InceptionI3d
-
-    network = InceptionI3d(400, in_channels=3)
-    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    return network.requires_grad_(False).eval().to(device)
-
-
-def frechet_distance(pairs: Sequence[Tensor]) -> float:
-    """(2, D) of every video -> Frechet distance of the two Gaussians (Unterthiner et al. 2018).
-
-    |mean - mean'|^2 + tr(S + S' - 2 (S S')^(1/2)), where the last trace is the sum of the singular
-    values of A A'^T for S = A^T A: exact, however few videos there are. One has no spread, so that
-    the distance is that of the means.
-    """
-    a, b = torch.stack(list(pairs)).double().unbind(1)
-    roots = [(x - x.mean(0)) / max(1, len(x) - 1) ** 0.5 for x in (a, b)]
-    spread = sum(root.square().sum() for root in roots)
-    common = torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
-    return ((a.mean(0) - b.mean(0)).square().sum() + spread - 2 * common).item()
+def background_metric(folder: Path | None) -> Metric:
+    return Metric(
+        name="background_consistency",
+        label="Background consistency",
+        higher_is_better=True,
+        definition="VBench's, embeddings of --clip through transformers",
+        compute=partial(background_consistency, folder),
+        why_missing=partial(folder_missing, folder, "clip"),
+        files=partial(folder_files, folder),
+        least_frames=2,
+        least_side=16,
+        optional=True,
+    )
