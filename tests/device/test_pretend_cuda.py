@@ -1,4 +1,4 @@
-"""The device that is not there: it raises, casts, draws and waits as CUDA does, with right values."""
+"""The device that is not there raises, casts, draws and waits as CUDA does, with right values."""
 
 import copy
 

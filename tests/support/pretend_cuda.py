@@ -238,7 +238,7 @@ class Pretending(TorchDispatchMode):
     def _copy(self, func, *args, **kwargs):
         """To, from and on the device; `copy_(destination, source)` or `_to_copy(source)`."""
         source = args[-1] if func is aten._to_copy.default else args[1]
-        asynchronous = kwargs.get("non_blocking", False) or len(args) > 2 and args[2]
+        asynchronous = kwargs.get("non_blocking", False) or (len(args) > 2 and args[2])
         if func is aten.copy_.default:
             to_cuda = is_cuda(args[0])
         else:

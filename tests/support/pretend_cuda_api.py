@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import psutil
@@ -17,7 +17,7 @@ NAME = "pretend CUDA"
 class Generator(torch.Generator):
     """Remembers the device that it was asked for; draws on the CPU."""
 
-    on_cuda: set[int] = set()  # operations get another object, of the same address
+    on_cuda: ClassVar[set[int]] = set()  # operations get another object, of the same address
 
     def __new__(cls, device: Any = "cpu"):
         made = super().__new__(cls, "cpu")
