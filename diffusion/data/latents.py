@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ class LatentsWriter:
             for piece in pieces:  # (1, C, f, h, w)
                 writer.write(piece)
 
-    After an exception nothing is left.
+    After an exception, and where frames are missing at the end, an older file stays as it was.
     """
 
     def __init__(self, path: str | os.PathLike[str], shape: Sequence[int], metadata: LatentsInfo):
@@ -88,12 +89,30 @@ class LatentsWriter:
             self._closing = stack.pop_all()
         return self
 
-    def __exit__(self, *error) -> None:
-        self._closing.__exit__(*error)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._closing:
+            if error is not None:
+                raise error
+            if self.num_frames < self.shape[2]:
+                raise UserError(
+                    f"{self.path}: not written, only {self.num_frames} of {self.shape[2]} frames "
+                    "came; is the video damaged?"
+                )
 
     def write(self, latents: Tensor) -> None:
         """Append (1, C, f, h, w)."""
         _, channels, frames, *sides = self.shape
+        left = frames - self.num_frames
+        if latents.shape != (1, channels, min(latents.shape[2], left), *sides):
+            raise ValueError(
+                f"latents of shape {tuple(latents.shape)}, but {left} frames are left to write of "
+                f"{self.shape}"
+            )
         values = latents.detach().to("cpu", torch.float16)
         if not values.isfinite().all():
             raise UserError(f"{self.path}: not written, some latents are not finite in float16")

@@ -74,6 +74,30 @@ def test_a_piece_that_cannot_be_stored_leaves_nothing(tmp_path, value):
     assert os.listdir(tmp_path) == []
 
 
+def test_missing_frames_leave_the_older_file(tmp_path):
+    """A file under its final name has all the frames that its header says."""
+    path = tmp_path / "x"
+    save_latents(path, torch.ones(1, 4, 2, 1, 1), INFO)
+    older = path.read_bytes()
+    with (
+        pytest.raises(UserError, match=r"x: not written, only 2 of 3 frames came"),
+        LatentsWriter(path, (1, 4, 3, 1, 1), INFO) as writer,
+    ):
+        writer.write(torch.zeros(1, 4, 2, 1, 1))
+    assert path.read_bytes() == older
+    assert os.listdir(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 2, 1, 1), (1, 3, 1, 1, 1), (2, 4, 1, 1, 1)])
+def test_pieces_that_do_not_belong_to_the_file(tmp_path, shape):
+    """A frame too many would lie where the next channel begins."""
+    writer = LatentsWriter(tmp_path / "x", (1, 4, 3, 1, 1), INFO)
+    with pytest.raises(ValueError, match="but 1 frames are left to write"), writer:
+        writer.write(torch.zeros(1, 4, 2, 1, 1))
+        writer.write(torch.zeros(shape))
+    assert os.listdir(tmp_path) == []
+
+
 def test_values_take_two_bytes_each(saved):
     path, latents = saved
     assert path.stat().st_size < 2 * latents.numel() + 1000
