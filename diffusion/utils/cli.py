@@ -16,6 +16,11 @@ INTERRUPTED = 130  # what shells report for Ctrl-C
 
 OUT_OF_MEMORY = "out of memory: lower --size, or `memory_gb`, `tile` and `vae_tile` in the config"
 
+LOADER_KILLED = (
+    "a process that loads data ended, mostly because memory did: lower train.num_workers, or "
+    "set it to 0"
+)
+
 
 class CommandParser(argparse.ArgumentParser):
     """Says what is wrong with the arguments in one line."""
@@ -65,6 +70,8 @@ def one_line(error: Exception) -> str | None:
         or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
     ):
         return OUT_OF_MEMORY
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+        return LOADER_KILLED
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or 'disk'}: no space left; free some or choose another folder"
     if isinstance(error, OSError) and error.filename is not None:

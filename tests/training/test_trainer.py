@@ -19,7 +19,6 @@ from diffusion.config import load_config
 from diffusion.registry import Registry
 from diffusion.training import trainer_builder
 from diffusion.training.ema import ema_copy, update_ema
-from diffusion.training.loading import fetch
 from diffusion.training.trainer import TrainingDiverged
 from diffusion.utils.errors import ConfigError, UserError
 
@@ -217,23 +216,6 @@ def test_learning_rate_scaled_to_the_batch(tmp_path, caplog):
     trainer = line_trainer(tmp_path / "work", batch_size=1, **options)
     assert trainer.lr == pytest.approx(0.1 * (4 / 256) ** 0.5)
     assert "4 clips per step make a learning rate of 0.0125 out of 0.1" in caplog.text
-
-
-def test_workers_load_the_same_batches(train_config, tmp_path):
-    batches = trainer_of(train_config, tmp_path / "work").batches
-    alone, ahead = (list(fetch(batches, range(3, 8), workers)) for workers in (0, 2))
-    assert all(torch.equal(a.video, b.video) for a, b in zip(alone, ahead, strict=True))
-    assert torch.equal(alone[0].video, batches(3).video)
-
-
-def broken(step):
-    raise UserError(f"clip{step}.mp4: cannot be read")
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_what_a_worker_says_is_one_line(workers):
-    with pytest.raises(UserError, match=r"^clip4\.mp4: cannot be read$"):
-        list(fetch(broken, range(4, 8), workers))
 
 
 def test_half_precision_trains(train_config, tmp_path):
