@@ -12,7 +12,6 @@ data = dict(
 )
 train = dict(
     stage=dict(type="CompressorStage"),
-    max_steps=2500,
-    lr=5e-4,
-    gradient_clip=0.05,
+    loop=dict(max_steps=2500, gradient_clip=0.05),
+    learning_rate=dict(peak=5e-4),
 )

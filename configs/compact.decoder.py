@@ -28,9 +28,6 @@ train = dict(
         perceptual_weight=3.0,
         adversarial_weight=0.1,
     ),
-    max_steps=560,
-    lr=7e-4,
-    warmup_steps=20,
-    gradient_clip=0.5,
-    ema_decay=0.99,
+    loop=dict(max_steps=560, gradient_clip=0.5, ema_decay=0.99),
+    learning_rate=dict(peak=7e-4, warmup_steps=20),
 )

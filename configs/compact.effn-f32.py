@@ -14,8 +14,7 @@ video_list = ["example"]
 data = dict(type="VideoClips", batch_size=4, size=256, num_frames=8, policy="random")
 train = dict(
     stage=dict(type="RefinerStage", image_share=0.1, position_range=[8, 64, 64]),
-    max_steps=1500,
-    lr=8e-4,
-    ema_decay=0.995,
+    loop=dict(max_steps=1500, ema_decay=0.995),
+    learning_rate=dict(peak=8e-4),
 )
 validation = dict(interval=250, num_clips=2, num_frames=8, size=256)

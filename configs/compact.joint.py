@@ -7,5 +7,5 @@ _base_ = ["compact.effn-f32.py"]
 
 train = dict(
     stage=dict(type="JointStage", init_from="pretrained/compact/refiner.safetensors"),
-    lr=1e-4,  # its networks are trained already
+    learning_rate=dict(peak=1e-4),  # its networks are trained already
 )

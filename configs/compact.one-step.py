@@ -19,7 +19,6 @@ train = dict(
         adversarial_weight=0.02,
         position_range=[8, 64, 64],
     ),
-    max_steps=800,
-    lr=3e-4,
-    warmup_steps=100,
+    loop=dict(max_steps=800),
+    learning_rate=dict(peak=3e-4, warmup_steps=100),
 )

@@ -19,6 +19,6 @@ train = dict(
         teacher="pretrained/compact/refiner.safetensors",
         position_range=[8, 64, 64],
     ),
-    max_steps=500,
-    lr=2e-4,
+    loop=dict(max_steps=500),
+    learning_rate=dict(peak=2e-4),
 )

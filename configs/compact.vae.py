@@ -5,7 +5,7 @@ and nothing else, which leaves the latents as they are:
 
     bash train_vae.sh configs/compact.vae.py --work-dir work_dirs/compact.vae.pixels --cfg-options
         train.stage.init_from=work_dirs/compact.vae/vae.safetensors train.stage.train_encoder=False
-        train.stage.pixel_loss=log_rmse train.stage.perceptual_weight=0 train.max_steps=3000
+        train.stage.pixel_loss=log_rmse train.stage.perceptual_weight=0 train.loop.max_steps=3000
 """
 
 _base_ = ["_base_/compact_models.py"]
@@ -16,7 +16,6 @@ data = dict(
 )
 train = dict(
     stage=dict(type="VAEStage", perceptual_weight=0.1),
-    max_steps=1500,
-    lr=5e-4,
-    gradient_clip=0.5,
+    loop=dict(max_steps=1500, gradient_clip=0.5),
+    learning_rate=dict(peak=5e-4),
 )

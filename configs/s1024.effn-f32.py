@@ -52,17 +52,15 @@ train = dict(
         sample_posterior=True,
         init_from=weights["refiner"],
     ),
-    max_steps=100_000,
-    lr=2e-5,  # for 256 clips per step: 2.5e-6 for 4
-    auto_lr=dict(rule="sqrt"),
     optimizer=dict(type="CAME", weight_decay=0.0),
-    lr_scheduler="constant",
-    warmup_steps=1000,
-    gradient_clip=0.01,
-    ema_decay=0.9999,
-    log_interval=5,
-    save_interval=1000,
-    seed=43,
+    learning_rate=dict(
+        peak=2e-5,  # for 256 clips per step: 2.5e-6 for 4
+        auto=dict(rule="sqrt", base_batch=256),
+        schedule="constant",
+        warmup_steps=1000,
+    ),
+    loop=dict(max_steps=100_000, gradient_clip=0.01, ema_decay=0.9999, log_interval=5, seed=43),
+    saving=dict(interval=1000),
 )
 validation = dict(interval=1000, num_clips=4, num_frames=8, size=1024)
 del cut_space, cut_time, full

@@ -32,7 +32,22 @@ TOP_LEVEL = {
 }
 
 # Dotted keys of older configs -> where their value stands now.
-MOVED: dict[str, str] = {}
+MOVED: dict[str, str] = {
+    "train.lr": "train.learning_rate.peak",
+    "train.auto_lr": "train.learning_rate.auto",
+    "train.lr_scheduler": "train.learning_rate.schedule",
+    "train.warmup_steps": "train.learning_rate.warmup_steps",
+    "train.max_steps": "train.loop.max_steps",
+    "train.gradient_accumulation": "train.loop.gradient_accumulation",
+    "train.gradient_clip": "train.loop.gradient_clip",
+    "train.ema_decay": "train.loop.ema_decay",
+    "train.log_interval": "train.loop.log_interval",
+    "train.num_workers": "train.loop.num_workers",
+    "train.seed": "train.loop.seed",
+    "train.save_interval": "train.saving.interval",
+    "train.keep_last": "train.saving.keep_last",
+    "train.keep_every": "train.saving.keep_every",
+}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:

@@ -4,4 +4,4 @@ _base_ = ["attention.grid.py"]
 
 refiner = dict(grids=["spatial", "temporal"])
 weights = dict(refiner="work_dirs/attention.2plus1d/refiner.safetensors")
-train = dict(max_steps=405)
+train = dict(loop=dict(max_steps=405))

@@ -4,4 +4,4 @@ _base_ = ["attention.grid.py"]
 
 refiner = dict(grids=[None])
 weights = dict(refiner="work_dirs/attention.full/refiner.safetensors")
-train = dict(max_steps=135)
+train = dict(loop=dict(max_steps=135))

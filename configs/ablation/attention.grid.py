@@ -9,4 +9,4 @@ _base_ = ["../compact.latents.py"]
 # Nothing but attention lets positions see one another.
 refiner = dict(hidden_size=192, depth=6, num_heads=4, local_mixing=False)
 weights = dict(refiner="work_dirs/attention.grid/refiner.safetensors")
-train = dict(max_steps=350, lr=1e-3)
+train = dict(loop=dict(max_steps=350), learning_rate=dict(peak=1e-3))

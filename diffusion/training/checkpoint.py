@@ -3,7 +3,7 @@
 import logging
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,20 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion.utils.errors import ConfigError, UserError
-from diffusion.utils.files import make_folder, replacing
+from diffusion.training.train_options import Saving
+from diffusion.utils.errors import UserError
+from diffusion.utils.files import finish_replacing, make_folder, replacing
 
 log = logging.getLogger(__name__)
 
 State = dict[str, Any]
-
-# Keys of a config that a run may change when it continues: they do not enter a step.
-FREE_KEYS = (
-    *("train.max_steps", "train.log_interval", "train.save_interval", "train.keep_last"),
-    *("train.keep_every", "train.num_workers", "train.fsdp"),
-    *("data.cache_dir", "data.threads", "validation", "reconstruct"),
-)
-DIFFERENCES_SHOWN = 3
 
 
 def save_checkpoint(path: Path, state: State) -> None:
@@ -50,16 +43,11 @@ def load_checkpoint(path: Path, remedy: str = "delete it to start over") -> Stat
 class Checkpoints:
     """The checkpoints of a run: `folder`/step_00000100.pt, ...
 
-        latest      name of the newest, written after it is whole
-
-    keep_last: how many of the newest are kept. keep_every: those of its multiples are kept too.
+    latest      name of the newest, written after it is whole
     """
 
-    def __init__(self, folder: Path, keep_last: int = 2, keep_every: int | None = None):
-        for name, value in (("keep_last", keep_last), ("keep_every", keep_every)):
-            if value is not None and value < 1:
-                raise ConfigError(f"train.{name} is {value}, but must be at least 1")
-        self.folder, self.keep_last, self.keep_every = folder, keep_last, keep_every
+    def __init__(self, folder: Path, saving: Saving):
+        self.folder, self.saving = folder, saving
 
     def path(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}.pt"
@@ -73,9 +61,8 @@ class Checkpoints:
         make_folder(self.folder)
         save_checkpoint(self.path(step), state)
         self._point_to(step)
-        for old in self.steps()[self.keep_last :]:
-            if not (self.keep_every and old % self.keep_every == 0):
-                self.path(old).unlink()
+        for old in self.saving.dropped(self.steps()):
+            self.path(old).unlink()
 
     def load(self) -> State | None:
         """The state to continue from: of the newest checkpoint, or None before the first.
@@ -104,7 +91,11 @@ class Checkpoints:
             partial.write_text(self.path(step).name + "\n")
 
     def clean(self, names: Iterable[str]) -> None:
-        """Remove what writers that were killed left of checkpoints, and of `names` beside them."""
+        """Finish what writers that were killed had begun, and remove what they left.
+
+        names: of files beside the folder of checkpoints, that the same writer makes.
+        """
+        finish_replacing(self.folder.parent)
         for step in self.steps()[:1]:
             self._point_to(step)
         parts = [*self.folder.glob(".*.partial")]
@@ -168,41 +159,3 @@ def set_random_state(state: State) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def plain(config: Any) -> Any:
-    """A config as dicts, lists and plain values."""
-    if isinstance(config, Mapping):
-        return {str(key): plain(value) for key, value in config.items()}
-    if isinstance(config, list | tuple):
-        return [plain(value) for value in config]
-    return config if isinstance(config, int | float | str | None) else str(config)
-
-
-def check_same_config(stored: State, config: Mapping[str, Any], source: Path) -> None:
-    """Refuse to continue a run with a config that would have made it another run."""
-    old, new = flatten(stored), flatten(plain(config))
-    changed = [
-        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-        and not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
-    ]
-    if changed:
-        shown = "; ".join(changed[:DIFFERENCES_SHOWN])
-        more = f" and {len(changed) - DIFFERENCES_SHOWN} more" * (len(changed) > DIFFERENCES_SHOWN)
-        raise ConfigError(
-            f"{source}: holds checkpoints of another config ({shown}{more}); undo the change or "
-            "choose another --work-dir"
-        )
-
-
-def flatten(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in options.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

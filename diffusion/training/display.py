@@ -26,6 +26,7 @@ class Display:
     def opened(self, step: int, max_steps: int) -> Iterator[None]:
         """Within the block steps are shown, from the one after `step` on."""
         self.meter.start_clock()
+        self._loss = ""  # of the last steps that were looked at
         self.monitor = Monitor(self.work_dir, step) if self.is_main else None
         self._bar = tqdm(
             desc=self.work_dir.name,
@@ -42,16 +43,22 @@ class Display:
             if self.monitor is not None:
                 self.monitor.close()
 
+    def due(self, step: int) -> bool:
+        """Whether the step ends a record."""
+        return step % self.log_interval == 0
+
     def advance(self, step: int, lr: float) -> None:
-        """Show a step that is done, and what the meter has of it."""
+        """Show a step that is done, and what the meter has been told of it and those before."""
         means, speed = self.meter.means(), self.meter.speed()
+        if "loss" in means:
+            self._loss = f"loss {means['loss']:.4f}, "
         self._bar.set_postfix_str(
-            f"loss {means['loss']:.4f}, lr {lr:.1e}, {speed['clips_per_second']:.2f} clips/s, "
+            f"{self._loss}lr {lr:.1e}, {speed['clips_per_second']:.2f} clips/s, "
             f"{speed['data_share']:.0%} data wait",
             refresh=False,
         )
         self._bar.update()
-        if step % self.log_interval == 0:
+        if self.due(step):
             if self.monitor is not None:
                 self.monitor.scalars(step, means | speed | {"lr": lr})
             self.meter.restart()

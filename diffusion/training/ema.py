@@ -49,6 +49,10 @@ class Average:
             for name, mean in network.named_parameters()
         }
 
+    @property
+    def is_sharded(self) -> bool:
+        return any(isinstance(mean, DTensor) for mean in self.weights.values())
+
     def update(self, step: int) -> None:
         update_ema(self.weights, dict(self.module.named_parameters()), self.decay, step)
         means, buffers = (list(m.buffers()) for m in (self.network, self.module))

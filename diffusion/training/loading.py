@@ -67,8 +67,8 @@ def shared(batch: Batch | LatentBatch) -> Batch | LatentBatch:
     except RuntimeError as error:
         raise UserError(
             f"a batch of {batch.nbytes / 2**20:.0f} MB does not fit into shared memory ({free_mb()}"
-            f"), which holds {PREFETCHED} of each of train.num_workers: make {SHARED_MEMORY} larger"
-            " (docker run --shm-size 8g), or set train.num_workers=0"
+            f"), which holds {PREFETCHED} of each of train.loop.num_workers: make {SHARED_MEMORY} "
+            "larger (docker run --shm-size 8g), or set train.loop.num_workers=0"
         ) from error
 
 

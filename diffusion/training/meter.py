@@ -37,9 +37,13 @@ class Meter:
         yield
         self.begun += time.perf_counter() - begun
 
-    def add(self, scalars: Mapping[str, float], clips: int) -> None:
+    def step(self, clips: int) -> None:
+        """Count a step of so many clips, of all processes."""
         self.steps += 1
         self.clips += clips
+
+    def add(self, scalars: Mapping[str, float]) -> None:
+        """What a step gave. It may be told later than that there was one."""
         for name, value in scalars.items():
             self.totals[name] = self.totals.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0) + 1

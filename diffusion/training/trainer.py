@@ -1,59 +1,43 @@
 """The training loop: one for all stages, on one or several processes."""
 
 import logging
-import math
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from diffusion.data.training.batch import Batch, LatentBatch
-from diffusion.models.weights import save_weights
-from diffusion.training.checkpoint import (
-    Background,
-    Checkpoints,
-    State,
-    check_same_config,
-    plain,
-    random_state,
-    set_random_state,
-)
+from diffusion.models.dit import VideoDiT
+from diffusion.training.checkpoint import Background, Checkpoints, State
 from diffusion.training.display import Display
 from diffusion.training.draws import Draws
 from diffusion.training.ema import Average, ema_copy
+from diffusion.training.learning_rate import LearningRate
 from diffusion.training.loading import fetch
-from diffusion.training.optimizers import (
-    DEFAULT_OPTIMIZER,
-    build_optimizer,
-    check_schedule,
-    lr_factor,
-    scaled_lr,
-)
+from diffusion.training.optimizers import build_optimizer
 from diffusion.training.processes import (
     build_accelerator,
-    check_sharding,
     gather_batch,
-    map_tensors,
-    sharded_like,
+    host_group,
+    in_any_process,
     whole,
 )
+from diffusion.training.records import Record, Records
+from diffusion.training.run_state import RunState, write_averages
+from diffusion.training.same_run import check_same_config, plain
 from diffusion.training.stages.stage import Batches, Stage
 from diffusion.training.stopping import StopRequest
+from diffusion.training.train_options import TrainOptions
 from diffusion.training.validation import Validation
-from diffusion.utils.errors import ConfigError, UserError
+from diffusion.utils.errors import ConfigError
 from diffusion.utils.files import make_folder
 
 log = logging.getLogger(__name__)
-
-
-class TrainingDiverged(UserError):
-    """The loss is not a finite number."""
 
 
 class StageLoss(nn.Module):
@@ -64,7 +48,7 @@ class StageLoss(nn.Module):
         self.stage = stage
 
     def forward(self, batch: Batch | LatentBatch, draws: Draws) -> dict[str, Tensor]:
-        return self.stage.loss(batch, draws)
+        return {name: term.float() for name, term in self.stage.loss(batch, draws).items()}
 
 
 class Trainer:
@@ -73,12 +57,7 @@ class Trainer:
     Running it again continues after the last checkpoint with the same data and noise: both are
     functions of (seed, step).
 
-    max_steps: updates of the weights; each takes `gradient_accumulation` batches of every process.
-    auto_lr: options of `scaled_lr`, or None to take `lr` as it is.
-    save_interval, keep_last, keep_every: see `Checkpoints`.
-    fsdp: options of `processes.sharding`, or None for whole networks in every process.
-    batch_size: clips in a batch of one process, for `auto_lr`.
-    num_workers: processes that load data, for each process that trains.
+    batch_size: clips in a batch of one process, for a learning rate that depends on them.
     config: the whole config; a run does not continue with another one.
     """
 
@@ -88,65 +67,43 @@ class Trainer:
         stage: Stage,
         batches: Batches,
         work_dir: str | Path,
-        max_steps: int,
-        lr: float,
-        auto_lr: Mapping[str, Any] | None = None,
-        optimizer: Mapping[str, Any] = DEFAULT_OPTIMIZER,
-        lr_scheduler: str = "cosine",
-        warmup_steps: int = 100,
-        gradient_accumulation: int = 1,
-        gradient_clip: float = 1.0,
-        ema_decay: float = 0.999,
-        log_interval: int = 20,
-        save_interval: int = 200,
-        keep_last: int = 2,
-        keep_every: int | None = None,
-        num_workers: int = 2,
-        fsdp: Mapping[str, Any] | None = None,
-        seed: int = 0,
+        options: TrainOptions,
         batch_size: int | None = None,
         validation: Validation | None = None,
         config: Mapping[str, Any] | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        check_schedule(lr_scheduler)
-        if fsdp is not None:
-            check_sharding(fsdp, stage.parts, optimizer["type"])
-        check_positive(lr=lr, gradient_accumulation=gradient_accumulation)
-        check_positive(log_interval=log_interval, save_interval=save_interval)
+        sharding = options.fsdp
+        if sharding is not None:
+            sharding.check(stage.parts, options.optimizer["type"])
         self.stage, self.batches, self.validation = stage, batches, validation
-        self.batch_size = batch_size
-        self.work_dir, self.config, self.seed = Path(work_dir), config, seed
-        self.max_steps, self.num_workers = max_steps, num_workers
-        self.lr_scheduler, self.warmup_steps = lr_scheduler, warmup_steps
-        self.gradient_clip, self.ema_decay = gradient_clip, ema_decay
-        self.save_interval = save_interval
-        self.checkpoints = Checkpoints(self.work_dir / "checkpoints", keep_last, keep_every)
+        self.work_dir, self.config = Path(work_dir), config
+        self.options, self.loop, self.batch_size = options, options.loop, batch_size
+        self.checkpoints = Checkpoints(self.work_dir / "checkpoints", options.saving)
         self.accelerator = build_accelerator(
             torch.device(device),
             dtype,
-            gradient_accumulation,
-            fsdp,
+            self.loop.gradient_accumulation,
+            sharding,
             frozen=[child for child in stage.children() if child is not stage.parts],
         )
-        self.accumulation, self.sharded = gradient_accumulation, fsdp is not None
-        self.lr = lr
-        if auto_lr is not None:
-            self.lr = scaled_lr(lr, self.total_batch, **auto_lr)
-            log.info(
-                "train.auto_lr: %d clips per step make a learning rate of %.3g out of %.3g",
-                *(self.total_batch, self.lr, lr),
-            )
+        self.host_group = host_group(self.accelerator.state)
+        self.learning_rate = self.scaled(options.learning_rate)
+        self.compute = options.compute.on(self.device, dtype)
         stage.to(self.device)
-        if not self.sharded:  # FSDP2 takes contiguous weights only
-            to_channels_last(stage)
+        on_cpu = self.device.type == "cpu"  # whose convolutions train faster in that layout
+        if (on_cpu or self.compute.channels_last) and sharding is None:
+            to_channels_last(stage)  # FSDP2 takes contiguous weights only
         self.parts: nn.ModuleDict = stage.parts
-        self.optimizer = build_optimizer(optimizer, self.parts.parameters(), self.lr)
-        self.display, self.saving = Display(self.work_dir, log_interval, self.is_main), Background()
+        self.optimizer = build_optimizer(
+            options.optimizer, self.parts.parameters(), self.learning_rate.peak
+        )
+        self.records, self.saving = Records(self.accelerator), Background()
+        self.display = Display(self.work_dir, self.loop.log_interval, self.is_main)
         self.meter = self.display.meter
         self.step = 0
-        self.average: Average | None = None
+        self.state: RunState | None = None  # from `start` on
 
     @property
     def device(self) -> torch.device:
@@ -157,40 +114,56 @@ class Trainer:
         return self.accelerator.is_main_process
 
     @property
+    def average(self) -> Average:
+        return self.state.average
+
+    @property
     def total_batch(self) -> int:
         """Clips per update, over all processes."""
         if self.batch_size is None:
-            raise ConfigError("train.auto_lr needs data.batch_size, the clips of a process")
-        return self.batch_size * self.accelerator.num_processes * self.accumulation
+            raise ConfigError("train.learning_rate.auto needs data.batch_size, of one process")
+        clips = self.batch_size * self.accelerator.num_processes
+        return clips * self.loop.gradient_accumulation
+
+    def scaled(self, given: LearningRate) -> LearningRate:
+        """For the batch that there is, if that is wished."""
+        if given.auto is None:
+            return given
+        scaled = given.for_batch(self.total_batch)
+        log.info(
+            "train.learning_rate.auto: %d clips per step make a learning rate of %.3g out of %.3g",
+            *(self.total_batch, scaled.peak, given.peak),
+        )
+        return scaled
 
     # The loop
 
     def run(self) -> signal.Signals | None:
         """Train to the last step; returns the signal that stopped it before, if one did."""
-        if self.average is None:
+        if self.state is None:
             self.start()
-        if self.step >= self.max_steps:
+        if self.step >= self.loop.max_steps:
             log.info("%s: finished after step %d already", self.work_dir, self.step)
             return None
-        micro_steps = range(self.step * self.accumulation, self.max_steps * self.accumulation)
         self.model.train()
         stopped = False
         with (
             StopRequest() as stop,
             self.saving,
-            self.display.opened(self.step, self.max_steps),
+            self.compute.applied(),
+            self.display.opened(self.step, self.loop.max_steps),
             # an error must end the loader processes, which nothing else does
-            closing(self.loaded(micro_steps)) as batches,
+            closing(self.load()) as batches,
         ):
-            while self.step < self.max_steps and not stopped:
-                stopped = self.train_step(batches, stop)
+            while self.step < self.loop.max_steps and not stopped:
+                self.update(batches)
+                stopped = in_any_process(stop.received is not None, self.host_group)
+                if stopped or self.shows or self.validates or self.saves:
+                    self.look()
                 self.display.advance(self.step, self.optimizer.param_groups[0]["lr"])
-                if self.validation is not None and (
-                    self.validation.due(self.step) or self.step == self.max_steps
-                ):
-                    with self.meter.paused():
-                        self.validate()
-                if stopped or self.step % self.save_interval == 0 or self.step == self.max_steps:
+                if self.validates:
+                    self.validate()
+                if stopped or self.saves:
                     self.save()
                 self.saving.check()
         if not stopped:
@@ -199,90 +172,82 @@ class Trainer:
         log.info("%s: stopped after step %d; the same command continues", self.work_dir, self.step)
         return stop.received or signal.SIGTERM  # of another process
 
-    def loaded(self, micro_steps: range) -> Iterator[Batch | LatentBatch]:
+    def load(self) -> Iterator[Batch | LatentBatch]:
+        """The batches of all steps that are left."""
+        parts = self.loop.gradient_accumulation
+        steps = range(self.step * parts, self.loop.max_steps * parts)
         on_gpu = self.device.type == "cuda"
-        return fetch(self.batches, micro_steps, self.num_workers, pin_memory=on_gpu)
+        return fetch(self.batches, steps, self.loop.num_workers, pin_memory=on_gpu)
 
-    def train_step(self, batches: Iterator[Batch | LatentBatch], stop: StopRequest) -> bool:
-        """One update of the weights; whether any process was asked to stop."""
+    @property
+    def is_last(self) -> bool:
+        return self.step == self.loop.max_steps
+
+    @property
+    def shows(self) -> bool:
+        return self.display.due(self.step)
+
+    @property
+    def validates(self) -> bool:
+        return self.validation is not None and (self.validation.due(self.step) or self.is_last)
+
+    @property
+    def saves(self) -> bool:
+        return self.options.saving.due(self.step) or self.is_last
+
+    def update(self, batches: Iterator[Batch | LatentBatch]) -> None:
+        """One update of the weights. A GPU is given its work and not waited for."""
         self.set_lr()
         losses, sources = [], []
-        for micro in range(self.accumulation):
+        for micro in range(self.loop.gradient_accumulation):
             with self.meter.waiting():
                 batch = next(batches).to(self.device)
             with self.accelerator.accumulate(self.model):
-                terms = self.model(batch, self.draws(micro, len(batch)))
+                with self.accelerator.autocast():
+                    terms = self.model(batch, self.draws(micro, len(batch)))
                 loss = torch.stack(list(terms.values())).sum()
                 self.accelerator.backward(loss)
-            losses.append(torch.stack([loss, *terms.values()]).detach().float())
+            losses.append(torch.stack([loss, *terms.values()]).detach())
             sources += batch.sources
-        mean = torch.stack(losses).mean(0)  # (1 + number of terms,)
-        stopped, scalars = self.agree(stop.received is not None, mean, sources)
-        norm = self.clip_gradients(sources)
+        mean = torch.stack(losses).mean(0).unbind()
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.loop.gradient_clip)
+        named = dict(zip(("loss", *terms), mean, strict=True))
+        self.records.add(Record(self.step, named, whole(norm), sources))
+        if self.device.type == "cpu":
+            self.look()  # at once, since it makes nobody wait: before the weights change
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
         self.average.update(self.step)
-        self.meter.add(
-            dict(zip(("loss", *terms), scalars, strict=True)) | norm,
-            clips=len(sources) * self.accelerator.num_processes,
-        )
-        return stopped
+        self.meter.step(clips=len(sources) * self.accelerator.num_processes)
 
     def set_lr(self) -> None:
-        factor = lr_factor(
-            self.step,
-            schedule=self.lr_scheduler,
-            warmup_steps=self.warmup_steps,
-            max_steps=self.max_steps,
-        )
+        lr = self.learning_rate.at(self.step, self.loop.max_steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * factor
+            group["lr"] = lr
 
     def draws(self, micro: int, count: int) -> Draws:
         """What this process draws for the batch that is number `micro` of this update."""
         return Draws(
-            seed=self.seed,
-            step=self.step * self.accumulation + micro,
+            seed=self.loop.seed,
+            step=self.step * self.loop.gradient_accumulation + micro,
             first=self.accelerator.process_index * count,
             count=count,
             device=self.device,
         )
 
-    def agree(
-        self, stop: bool, losses: Tensor, sources: Sequence[str]
-    ) -> tuple[bool, Sequence[float]]:
-        """Whether any process wants to stop, and the means of the losses over all of them.
-
-        A loss that is not finite ends all processes, with the same words.
-        """
-        wishes = self.accelerator.reduce(torch.cat([losses.new_tensor([float(stop)]), losses]))
-        stopped, *means = (wishes / self.accelerator.num_processes).tolist()
-        if not all(map(math.isfinite, means)):
-            mine = [] if losses.isfinite().all() else list(sources)
-            raise TrainingDiverged(
-                f"loss {means[0]} at step {self.step}; clips: {', '.join(gather_object(mine))}"
-            )
-        return stopped > 0, means
-
-    def clip_gradients(self, sources: Sequence[str]) -> dict[str, float]:
-        """Bound the norm of all gradients; what it was, as a scalar to record."""
-        parameters = self.model.parameters()
-        norm = whole(self.accelerator.clip_grad_norm_(parameters, self.gradient_clip)).item()
-        if math.isfinite(norm):
-            return {"grad_norm": norm}
-        if self.accelerator.scaler is not None:
-            return {}  # too large for fp16: the scaler skips this update and lowers its scale
-        raise TrainingDiverged(
-            f"gradient norm {norm} at step {self.step}; clips: {', '.join(gather_object(sources))}"
-        )
+    def look(self) -> None:
+        """Read what the updates since the last time gave; all was finite, or the run ends here."""
+        for scalars in self.records.look():
+            self.meter.add(scalars)
 
     def validate(self) -> None:
-        network = self.average.gather()
-        if self.is_main:
-            with self.accelerator.autocast():
-                self.validation.run(self.stage, network, self.step, self.display.monitor)
-        self.accelerator.wait_for_everyone()
+        with self.meter.paused():
+            network = self.average.gather()
+            if self.is_main:
+                with self.accelerator.autocast():
+                    self.validation.run(self.stage, network, self.step, self.display.monitor)
+            self.accelerator.wait_for_everyone()
 
     # Beginning, saving and continuing
 
@@ -296,82 +261,36 @@ class Trainer:
         if state is None:
             self.stage.prepare(lambda step: gather_batch(self.accelerator, self.batches(step)))
         else:
-            if self.config is not None and "config" in state:
+            if self.config is not None and state.get("config") is not None:
                 check_same_config(state["config"], self.config, self.work_dir)
             self.parts.load_state_dict(state["model"])
         network = ema_copy(self.parts)
         if state is not None:
             network.load_state_dict(state["ema"])
-        loss = StageLoss(self.stage)
-        self.model, self.optimizer = self.accelerator.prepare(loss, self.optimizer)
-        self.average = Average(network, self.parts, self.ema_decay)
+        if self.compute.compile:
+            compile_blocks(self.parts)
+        self.model, self.optimizer = self.accelerator.prepare(StageLoss(self.stage), self.optimizer)
+        average = Average(network, self.parts, self.loop.ema_decay)
+        self.state = RunState(self.accelerator, self.parts, average, self.optimizer, self.meter)
         if state is None:
-            set_seed(self.seed, device_specific=True)
-        else:
-            self.resume(state)
-
-    def resume(self, state: State) -> None:
-        """What remains to be set once the weights are there."""
+            set_seed(self.loop.seed, device_specific=True)
+            return
         self.step = state["step"]
-        weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        averages = {
-            i: map_tensors(partial(sharded_like, like=weights[i]), values)
-            for i, values in state["optimizer"]["state"].items()
-        }
-        self.optimizer.load_state_dict(state["optimizer"] | {"state": averages})
-        self.meter.load_state_dict(state.get("meter", {}))
-        if self.accelerator.scaler is not None and state.get("scaler"):
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        random_states, rank = state.get("random", []), self.accelerator.process_index
-        if len(random_states) == self.accelerator.num_processes:
-            set_random_state(random_states[rank])
-        else:  # draws of clips do not depend on them
-            set_seed(self.seed + self.step, device_specific=True)
-            if random_states:
-                log.info(
-                    "%d processes continue what %d began: a step has a batch of another size",
-                    *(self.accelerator.num_processes, len(random_states)),
-                )
+        self.state.restore(state)
+        self.state.restore_random(state, seed=self.loop.seed + self.step)
         log.info("continuing after step %d of %s", self.step, self.work_dir)
 
     def save(self) -> None:
         """Take the state as it is now; write it while training goes on."""
-        random_states = gather_object([random_state()])
-        network = self.average.gather()
-        if not (self.is_main or self.sharded):
-            return
-        snapshot = {
-            "step": self.step,
-            "model": self.parts.state_dict(),
-            "ema": network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.accelerator.scaler and self.accelerator.scaler.state_dict(),
-            "meter": self.meter.state_dict(),
-            "random": random_states,
-            "config": None if self.config is None else plain(self.config),
-        }
-        snapshot = map_tensors(lambda tensor: whole(tensor).to("cpu", copy=True), snapshot)
-        if self.is_main:
-            self.saving.start(self.write, snapshot)
+        snapshot = self.state.snapshot()
+        if snapshot is not None:
+            config = None if self.config is None else plain(self.config)
+            self.saving.start(self.write, {"step": self.step, **snapshot, "config": config})
 
     def write(self, state: State) -> None:
         """The averaged weights for inference, then the checkpoint beside them."""
-        for name in self.parts:
-            prefix = f"{name}."
-            weights = {
-                key.removeprefix(prefix): value
-                for key, value in state["ema"].items()
-                if key.startswith(prefix)
-            }
-            file = self.work_dir / f"{name}.safetensors"
-            save_weights(weights, file, {"step": str(state["step"])})
+        write_averages(state["ema"], list(self.parts), self.work_dir, state["step"])
         self.checkpoints.save(state["step"], state)
-
-
-def check_positive(**options: float) -> None:
-    for name, value in options.items():
-        if not value > 0:
-            raise ConfigError(f"train.{name} is {value}, but must be positive")
 
 
 def to_channels_last(module: nn.Module) -> None:
@@ -379,3 +298,10 @@ def to_channels_last(module: nn.Module) -> None:
     for tensor in [*module.parameters(), *module.buffers()]:
         if tensor.ndim == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+
+
+def compile_blocks(module: nn.Module) -> None:
+    """The blocks of transformers, each by itself: soon done, and once for all blocks."""
+    for child in module.modules():
+        for block in child.blocks if isinstance(child, VideoDiT) else ():
+            block.compile()

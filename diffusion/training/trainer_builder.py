@@ -30,8 +30,7 @@ from diffusion.registry import (
     read_value,
     split_type,
 )
-from diffusion.training.optimizers import DEFAULT_OPTIMIZER, check_optimizer, scaled_lr
-from diffusion.training.processes import join_processes, sharding
+from diffusion.training.processes import join_processes
 from diffusion.training.stages.autoencoder_stages import CompressorStage, VAEStage
 from diffusion.training.stages.decoder_stage import DecoderStage
 from diffusion.training.stages.distillation_stage import DistillationStage
@@ -39,6 +38,7 @@ from diffusion.training.stages.frozen import FrozenNetworks
 from diffusion.training.stages.picture_stage import OneStepStage, PictureStage
 from diffusion.training.stages.refiner_stage import JointStage, RefinerStage
 from diffusion.training.stages.stage import Stage
+from diffusion.training.train_options import read_train_options
 from diffusion.training.trainer import Trainer
 from diffusion.training.validation import Validation
 from diffusion.utils.errors import ConfigError
@@ -63,10 +63,6 @@ DATA = Registry(
 )
 
 # Arguments of constructors that no config holds.
-TRAINER_RUNTIME = (
-    *("stage", "batches", "batch_size", "work_dir", "validation", "config"),
-    *("device", "dtype"),
-)
 # Options of stages that name files of weights.
 STARTING_WEIGHTS = ("init_from", "teacher")
 DATA_RUNTIME = ("rank", "world_size", "bad_list")
@@ -103,14 +99,7 @@ def check_training(config: Mapping[str, Any]) -> None:
         for name in PARTS:
             if name in config:
                 build_part(config, name)
-    check_options(Trainer, train, "train", TRAINER_RUNTIME)
-    check_optimizer(train.get("optimizer", DEFAULT_OPTIMIZER))
-    for name, target, given in (
-        ("auto_lr", scaled_lr, ("lr", "total_batch")),
-        ("fsdp", sharding, ("frozen",)),
-    ):
-        if train.get(name) is not None:
-            check_options(target, train[name], f"train.{name}", given)
+    read_train_options(train)
     check_provided(DATA, config["data"], "data", DATA_RUNTIME)
     if "validation" in config:
         check_options(Validation, config["validation"], "validation", ["training_list"])
@@ -150,7 +139,7 @@ def build_trainer(
     """The trainer that the config's `train`, `data`, `validation` and `video_list` describe."""
     check_training(config)
     check_files(config)
-    options = dict(config["train"])
+    options = read_train_options(config["train"])
     processes = join_processes(torch.device(device))
     runtime = {
         "rank": processes.process_index,
@@ -158,16 +147,13 @@ def build_trainer(
         "bad_list": Path(work_dir) / "bad_videos.txt",
     }
     batches = provide(DATA, config["data"], "data", config, runtime)
-    set_seed(options.get("seed", 0))  # the same first weights every time and in all processes
-    stage = provide(STAGES, options.pop("stage"), "train.stage", config)
-    return call_with(
-        Trainer,
-        options,
-        "train",
-        stage=stage,
+    set_seed(options.loop.seed)  # the same first weights every time and in all processes
+    return Trainer(
+        stage=provide(STAGES, config["train"]["stage"], "train.stage", config),
         batches=batches,
-        batch_size=config["data"].get("batch_size"),
         work_dir=work_dir,
+        options=options,
+        batch_size=config["data"].get("batch_size"),
         validation=build_validation(config),
         config=config,
         device=device,

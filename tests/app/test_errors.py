@@ -509,7 +509,9 @@ def test_training_errors(commands, tmp_path, tiny_config, clip):
     extra = f"""
 video_list = [{str(clip)!r}]
 data = dict(type="RandomClips", cache_dir={str(tmp_path / "frames")!r}, batch_size=1, size=32)
-train = dict(stage=dict(type="CompressorStage"), max_steps=1, lr=1e-3)
+train = dict(
+    stage=dict(type="CompressorStage"), loop=dict(max_steps=1), learning_rate=dict(peak=1e-3)
+)
 """
     config = tiny.write_config(tmp_path / "train.py", extra, tiny_config.parent)
 

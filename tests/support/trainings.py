@@ -21,8 +21,10 @@ from diffusion.config import load_config
 from diffusion.data.training.batch import Batch
 from diffusion.training.processes import join_processes
 from diffusion.training.stages.stage import Stage
+from diffusion.training.train_options import read_train_options
 from diffusion.training.trainer import Trainer
 from diffusion.training.trainer_builder import build_trainer
+from diffusion.utils.files import RECORD
 
 # Blocks of 8x8 pixels in place of 32x32: their principal components are found in no time.
 COMPRESSOR = """
@@ -31,8 +33,10 @@ previewer.update(stem=2, latent_channels=4)
 video_list = {videos!r}
 data = dict(type="RandomClips", cache_dir={cache!r}, batch_size=4, size=32, num_frames=2)
 train = dict(
-    stage=dict(type="CompressorStage"), max_steps=30, lr=3e-3, warmup_steps=3, ema_decay=0.9,
-    log_interval=5, save_interval=10, num_workers=0,
+    stage=dict(type="CompressorStage"),
+    loop=dict(max_steps=30, ema_decay=0.9, log_interval=5, num_workers=0),
+    learning_rate=dict(peak=3e-3, warmup_steps=3),
+    saving=dict(interval=10),
 )
 """
 REFINER = """
@@ -40,8 +44,9 @@ video_list = {videos!r}
 data = dict(type="RandomLatents", folder={latents!r}, batch_size=4, size=8, num_frames=4)
 train = dict(
     stage=dict(type="RefinerStage", image_share=0.3, position_range=[2, 4, 4]),
-    max_steps=40, lr=3e-3, warmup_steps=2, ema_decay=0.9, log_interval=20, save_interval=40,
-    num_workers=0,
+    loop=dict(max_steps=40, ema_decay=0.9, log_interval=20, num_workers=0),
+    learning_rate=dict(peak=3e-3, warmup_steps=2),
+    saving=dict(interval=40),
 )
 """
 TIMINGS = {"seconds", "clips_per_second", "data_share"}
@@ -98,10 +103,20 @@ def numbered(step: int) -> Batch:
     return Batch(torch.full((1, 3, 1, 2, 2), float(step)), [f"clip{step}.mp4"])
 
 
-def line_trainer(work_dir: Path, stage: Stage | None = None, **options) -> Trainer:
+def line_trainer(
+    work_dir: Path, stage: Stage | None = None, train: dict | None = None, **given
+) -> Trainer:
+    """train: as in a config, over what is usual here. given: to the Trainer."""
     torch.manual_seed(0)
-    defaults = {"max_steps": 5, "lr": 0.1, "warmup_steps": 1, "num_workers": 0}
-    return Trainer(stage=stage or Line(), batches=numbered, work_dir=work_dir, **defaults | options)
+    usual = {
+        "loop": {"max_steps": 5, "num_workers": 0},
+        "learning_rate": {"peak": 0.1, "warmup_steps": 1},
+    }
+    train = {room: usual.get(room, {}) | rest for room, rest in (usual | (train or {})).items()}
+    options = read_train_options(train)
+    return Trainer(
+        stage=stage or Line(), batches=numbered, work_dir=work_dir, options=options, **given
+    )
 
 
 # Other processes. They are forked from one that has imported what takes seconds to import.
@@ -132,6 +147,7 @@ def train(path: Path, work_dir: Path, overrides: tuple[str, ...] = (), kill_at_r
 
         def counting(self, target):
             of_a_save = "checkpoints" in str(target) or target.suffix == ".safetensors"
+            of_a_save = of_a_save or target.name == RECORD
             if of_a_save and next(counted) == kill_at_rename:
                 os.kill(os.getpid(), signal.SIGKILL)
             return rename(self, target)

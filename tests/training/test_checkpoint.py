@@ -12,13 +12,13 @@ from diffusion.config import load_config
 from diffusion.training.checkpoint import (
     Background,
     Checkpoints,
-    check_same_config,
     load_checkpoint,
-    plain,
     random_state,
     save_checkpoint,
     set_random_state,
 )
+from diffusion.training.same_run import check_same_config, plain
+from diffusion.training.train_options import Saving
 from diffusion.utils.errors import ConfigError, UserError
 
 
@@ -28,7 +28,7 @@ def state_of(step):
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    return Checkpoints(tmp_path / "checkpoints")
+    return Checkpoints(tmp_path / "checkpoints", Saving())
 
 
 def latest(checkpoints):
@@ -45,7 +45,7 @@ def test_the_newest_is_found_and_pointed_to(checkpoints):
 
 
 def test_the_last_and_the_milestones_are_kept(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep_last=2, keep_every=30)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", Saving(keep_last=2, keep_every=30))
     for step in range(10, 101, 10):
         checkpoints.save(step, state_of(step))
     assert checkpoints.steps() == [100, 90, 60, 30]
@@ -75,7 +75,7 @@ def test_nothing_to_fall_back_to(checkpoints):
 
 def test_checkpoints_of_the_first_trainer_are_read(tmp_path):
     save_checkpoint(tmp_path / "checkpoint.pt", state_of(7))
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", Saving())
     assert checkpoints.load()["step"] == 7
     checkpoints.save(8, state_of(8))
     assert checkpoints.load()["step"] == 8
@@ -165,12 +165,52 @@ def test_another_config_is_named_key_by_key(tmp_path):
     save_checkpoint(tmp_path / "a.pt", plain(config))
     stored = load_checkpoint(tmp_path / "a.pt")
     check_same_config(stored, config, tmp_path)
-    free = ("train.max_steps=9", "train.log_interval=1", "data.cache_dir=x", "validation={'a': 1}")
+    free = ("train.loop.log_interval=1", "train.saving.interval=9", "data.cache_dir=x")
+    free = (*free, "train.compute.compile=True", "validation={'a': 1}")
     check_same_config(stored, load_config("configs/compact.vae.py", free), tmp_path)
 
-    said = refused("train.lr=1.0")
-    assert said.startswith(f"{tmp_path}: holds checkpoints of another config (train.lr: ")
+    said = refused("train.learning_rate.peak=1.0")
+    assert said.startswith(
+        f"{tmp_path}: holds checkpoints of another config (train.learning_rate.peak: "
+    )
     assert "-> 1.0); undo the change or choose another --work-dir" in said
-    assert "train.ema_decay: absent -> 0.5" in refused("train.ema_decay=0.5")
-    many = [f"train.{name}=1" for name in ("lr", "seed", "gradient_clip", "warmup_steps")]
-    assert " and 1 more); undo" in refused(*many)
+    assert "train.loop.ema_decay: absent -> 0.5" in refused("train.loop.ema_decay=0.5")
+    many = [f"train.loop.{name}=0.25" for name in ("seed", "gradient_clip", "ema_decay")]
+    assert " and 1 more); undo" in refused(*many, "train.learning_rate.peak=1")
+
+
+def test_the_length_of_a_training_is_free_but_not_that_of_its_cosine(tmp_path):
+    def check(stored, *overrides):
+        config = load_config("configs/compact.vae.py", overrides)
+        check_same_config(plain(load_config("configs/compact.vae.py", stored)), config, tmp_path)
+
+    with pytest.raises(ConfigError, match=r"schedule_steps: 1500 -> 9\); set .*=1500 for a train"):
+        check((), "train.loop.max_steps=9")
+    check((), "train.loop.max_steps=9", "train.learning_rate.schedule_steps=1500")
+    check(("train.learning_rate.schedule_steps=1500", "train.loop.max_steps=9"))
+    constant = ("train.learning_rate.schedule=constant",)
+    check(constant, *constant, "train.loop.max_steps=9")
+
+
+def test_a_checkpoint_from_before_the_rooms_continues(tmp_path):
+    """Its config has flat keys, whose values stand elsewhere today."""
+    config = load_config("configs/s1024.effn-f32.py")
+    before = plain(config)
+    before["train"] = {
+        "stage": before["train"]["stage"],
+        "optimizer": {"type": "CAME", "weight_decay": 0.0},
+        "max_steps": 100_000,
+        "lr": 2e-5,
+        "auto_lr": {"rule": "sqrt", "base_batch": 256},
+        "lr_scheduler": "constant",
+        "warmup_steps": 1000,
+        "gradient_clip": 0.01,
+        "ema_decay": 0.9999,
+        "log_interval": 5,
+        "save_interval": 1000,
+        "seed": 43,
+    }
+    check_same_config(before, config, tmp_path)
+    before["train"]["lr"] = 1e-5
+    with pytest.raises(ConfigError, match=r"\(train\.learning_rate\.peak: 1e-05 -> 2e-05\)"):
+        check_same_config(before, config, tmp_path)

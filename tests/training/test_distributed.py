@@ -18,8 +18,9 @@ from diffusion.utils.errors import ConfigError
 
 # Plain descent: weights differ as gradients do. (AdamW would divide small differences by small
 # gradients.)
-SGD = ("train.optimizer={'type': 'SGD', 'momentum': 0.9}", "train.lr=0.05", "train.max_steps=4")
-QUICK = (*SGD, "train.gradient_clip=1.0", "train.log_interval=2", "train.save_interval=2")
+SGD = ("train.optimizer={'type': 'SGD', 'momentum': 0.9}", "train.learning_rate.peak=0.05")
+EVERY_SECOND = ("train.loop.log_interval=2", "train.saving.interval=2")
+QUICK = (*SGD, *EVERY_SECOND, "train.loop.max_steps=4", "train.loop.gradient_clip=1.0")
 REFINER = """
 video_list = {videos!r}
 data = dict(type="RandomClips", cache_dir={cache!r}, batch_size=4, size=64, num_frames=4)
@@ -28,7 +29,8 @@ train = dict(
         type="RefinerStage", image_share=0.5, position_range=[2, 4, 4], sample_posterior=True,
         init_from={refiner!r},
     ),
-    max_steps=4, lr=0.05, warmup_steps=0, num_workers=0,
+    loop=dict(max_steps=4, num_workers=0),
+    learning_rate=dict(peak=0.05, warmup_steps=0),
 )
 """
 
@@ -92,7 +94,7 @@ def test_different_data_would_be_noticed(compressor, tmp_path):
 
 
 def test_accumulation_on_two_processes(compressor, tmp_path):
-    options = (*QUICK, "train.gradient_accumulation=2")
+    options = (*QUICK, "train.loop.gradient_accumulation=2")
     trainer_of(compressor, tmp_path / "one", *options).run()
     succeed(train_together(2, compressor, tmp_path / "two", (*options, "data.batch_size=2")))
     assert_close(tmp_path / "one", tmp_path / "two")

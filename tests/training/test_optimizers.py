@@ -8,42 +8,8 @@ from diffusion.training.optimizers import (
     OPTIMIZERS,
     build_optimizer,
     check_optimizer,
-    lr_factor,
-    scaled_lr,
 )
 from diffusion.utils.errors import ConfigError
-
-
-def factors(schedule, warmup_steps=10, max_steps=110):
-    options = {"schedule": schedule, "warmup_steps": warmup_steps, "max_steps": max_steps}
-    return [lr_factor(step, **options) for step in range(max_steps + 1)]
-
-
-def test_warm_up_begins_above_zero():
-    for schedule in ("constant", "cosine"):
-        assert factors(schedule)[:11] == pytest.approx([i / 10 for i in range(1, 11)] + [1])
-        assert factors(schedule, warmup_steps=0)[0] == 1
-
-
-def test_constant_is_constant():
-    assert set(factors("constant")[10:]) == {1.0}
-
-
-def test_cosine_falls_to_a_fiftieth():
-    curve = factors("cosine")
-    assert curve[60] == pytest.approx(0.51)  # half-way
-    assert curve[110] == pytest.approx(0.02)
-    assert curve[10:] == sorted(curve[10:], reverse=True)
-
-
-def test_scaling_to_the_batch():
-    # one GPU with 4 clips at the published 2e-5
-    assert scaled_lr(2e-5, 4) == pytest.approx(2.5e-6)
-    assert scaled_lr(2e-5, 32) == pytest.approx(7.07e-6, rel=1e-3)
-    for row in golden_data.TABLES["auto_lr"]:
-        got = scaled_lr(2e-5, row["effective_batch"], rule=row["rule"])
-        assert got == pytest.approx(row["lr_from_2e-5"])
-    assert scaled_lr(1.0, 64, rule="linear", base_batch=32) == 2
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS.classes)

@@ -26,7 +26,7 @@ from diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 from diffusion.utils.errors import ConfigError, UserError
 
 # Intervals that are no multiples of one another: means of the loss span checkpoints.
-OFTEN = ("train.save_interval=3", "train.log_interval=4", "train.max_steps=24")
+OFTEN = ("train.saving.interval=3", "train.loop.log_interval=4", "train.loop.max_steps=24")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,11 @@ def train_config(tmp_path, tiny_config, video):
 
 def last_state(work_dir):
     return load_checkpoint(sorted((work_dir / "checkpoints").glob("step_*.pt"))[-1])
+
+
+def steps(count):
+    """`train` of a config, as `line_trainer` takes it."""
+    return {"loop": {"max_steps": count}}
 
 
 class Stopped(Exception):
@@ -65,8 +70,8 @@ def stop_at(trainer, step):
     "options",
     [
         (),
-        ("train.optimizer={'type': 'CAME'}", "train.lr_scheduler=constant"),
-        ("train.gradient_accumulation=2",),
+        ("train.optimizer={'type': 'CAME'}", "train.learning_rate.schedule=constant"),
+        ("train.loop.gradient_accumulation=2",),
     ],
     ids=["AdamW", "CAME", "accumulation"],
 )
@@ -86,7 +91,7 @@ def test_stopped_and_continued_is_uninterrupted(train_config, tmp_path, options)
 
 def test_the_first_trainers_checkpoint_continues(train_config, tmp_path):
     """checkpoint.pt in the work dir, with step, model, ema and optimizer alone."""
-    options = ("train.max_steps=6", "train.save_interval=3", "train.log_interval=3")
+    options = ("train.loop.max_steps=6", "train.saving.interval=3", "train.loop.log_interval=3")
     trainer_of(train_config, tmp_path / "whole", *options).run()
     stop_at(trainer_of(train_config, tmp_path / "new", *options), 3)
     state = last_state(tmp_path / "new")
@@ -100,22 +105,29 @@ def test_the_first_trainers_checkpoint_continues(train_config, tmp_path):
 
 def test_another_number_of_processes_is_said(tmp_path, caplog):
     caplog.set_level("INFO")
-    line_trainer(tmp_path / "work", max_steps=2).run()
+    line_trainer(tmp_path / "work", train=steps(2)).run()
     path = tmp_path / "work" / "checkpoints" / "step_00000002.pt"
     state = load_checkpoint(path)
     save_checkpoint(path, state | {"random": 2 * state["random"]})
-    line_trainer(tmp_path / "work", max_steps=4).run()
+    line_trainer(tmp_path / "work", train=steps(4)).run()
     assert "1 processes continue what 2 began" in caplog.text
     caplog.clear()
-    line_trainer(tmp_path / "work", max_steps=6).run()
+    line_trainer(tmp_path / "work", train=steps(6)).run()
     assert "began" not in caplog.text
 
 
 def test_another_config_is_refused_and_the_old_one_goes_on(train_config, tmp_path):
     stop_at(trainer_of(train_config, tmp_path / "work"), 15)
-    with pytest.raises(ConfigError, match=r"work: holds .* \(train.lr: 0.003 -> 0.1\); undo"):
-        trainer_of(train_config, tmp_path / "work", "train.lr=0.1").run()
-    longer = trainer_of(train_config, tmp_path / "work", "train.max_steps=35")
+    changed = r"\(train\.learning_rate\.peak: 0\.003 -> 0\.1\)"
+    with pytest.raises(ConfigError, match=rf"work: holds .* {changed}; undo"):
+        trainer_of(train_config, tmp_path / "work", "train.learning_rate.peak=0.1").run()
+    # the cosine would be another one: only the length of the training may change
+    with pytest.raises(
+        ConfigError, match=r"schedule_steps: 30 -> 35\); set .*schedule_steps=30 fo"
+    ):
+        trainer_of(train_config, tmp_path / "work", "train.loop.max_steps=35").run()
+    length = ("train.loop.max_steps=35", "train.learning_rate.schedule_steps=30")
+    longer = trainer_of(train_config, tmp_path / "work", *length)
     longer.start()
     assert longer.step == 10
     longer.run()
@@ -154,7 +166,7 @@ def test_a_full_disk_stops_the_run_which_continues_later(train_config, tmp_path,
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_leaves(tmp_path, number):
-    trainer = line_trainer(tmp_path / "work", max_steps=50)
+    trainer = line_trainer(tmp_path / "work", train=steps(50))
     batches = trainer.batches
 
     def interrupted(step):
@@ -167,8 +179,8 @@ def test_a_signal_saves_and_leaves(tmp_path, number):
     assert trainer.run() == number
     assert trainer.checkpoints.load()["step"] == trainer.step == 8
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
-    line_trainer(tmp_path / "work", max_steps=50).run()
-    line_trainer(tmp_path / "whole", max_steps=50).run()
+    line_trainer(tmp_path / "work", train=steps(50)).run()
+    line_trainer(tmp_path / "whole", train=steps(50)).run()
     assert same(last_state(tmp_path / "work"), last_state(tmp_path / "whole"))
 
 
@@ -180,7 +192,9 @@ def wait_for(condition, process, seconds=60):
 
 
 def test_the_command_leaves_with_the_signals_code(train_config, tmp_path):
-    process = start(train, train_config, tmp_path / "work", ("train.max_steps=100000", OFTEN[0]))
+    process = start(
+        train, train_config, tmp_path / "work", ("train.loop.max_steps=100000", OFTEN[0])
+    )
     wait_for((tmp_path / "work" / "checkpoints" / "latest").exists, process)
     os.kill(process.pid, signal.SIGTERM)
     process.join(60)
@@ -190,7 +204,7 @@ def test_the_command_leaves_with_the_signals_code(train_config, tmp_path):
 
 def stubborn(work_dir):
     """A run whose second batch never comes."""
-    trainer = line_trainer(work_dir, save_interval=1)
+    trainer = line_trainer(work_dir, train={"saving": {"interval": 1}})
     batches = trainer.batches
 
     def waiting(step):
@@ -217,7 +231,7 @@ def test_the_second_ctrl_c_leaves_at_once(tmp_path):
 def diverging(work_dir):
     """As a command: the exit from within `except` keeps the error and its frames alive."""
     try:
-        line_trainer(work_dir, Line(diverge=True), num_workers=1).run()
+        line_trainer(work_dir, Line(diverge=True), train={"loop": {"num_workers": 1}}).run()
     except UserError:
         sys.exit(2)
 
@@ -233,7 +247,7 @@ def test_an_error_ends_the_loader_processes_too(tmp_path):
 
 def survives_kills(train_config, tmp_path, kills_at_renames, random_kills, rng):
     """Kill a run again and again, then compare it with one that was left in peace."""
-    options = (*OFTEN[:2], "train.max_steps=120")  # the kills are over before the run is
+    options = (*OFTEN[:2], "train.loop.max_steps=120")  # the kills are over before the run is
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     peaceful = start(train, train_config, whole, options)
     peaceful.join(120)

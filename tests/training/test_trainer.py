@@ -19,7 +19,7 @@ from diffusion.config import load_config
 from diffusion.registry import Registry
 from diffusion.training import trainer_builder
 from diffusion.training.ema import ema_copy, update_ema
-from diffusion.training.trainer import TrainingDiverged
+from diffusion.training.records import TrainingDiverged
 from diffusion.utils.errors import ConfigError, UserError
 
 
@@ -48,8 +48,8 @@ def test_training_the_vae_with_its_perceptual_loss(train_config, tmp_path):
         train_config,
         tmp_path / "work",
         "train.stage={'type': 'VAEStage', 'perceptual_weight': 1.0}",
-        "train.max_steps=10",
-        "train.lr=0.003",
+        "train.loop.max_steps=10",
+        "train.learning_rate.peak=0.003",
     )
     trainer.run()
     first, second = scalars(tmp_path / "work")
@@ -61,9 +61,9 @@ def test_training_the_vae_with_its_perceptual_loss(train_config, tmp_path):
 
 
 def test_a_finished_run_does_nothing(train_config, tmp_path):
-    trainer_of(train_config, tmp_path / "work", "train.max_steps=2").run()
+    trainer_of(train_config, tmp_path / "work", "train.loop.max_steps=2").run()
     before = (tmp_path / "work" / "compressor.safetensors").read_bytes()
-    again = trainer_of(train_config, tmp_path / "work", "train.max_steps=2")
+    again = trainer_of(train_config, tmp_path / "work", "train.loop.max_steps=2")
     again.batches = None  # not asked for
     again.run()
     assert (tmp_path / "work" / "compressor.safetensors").read_bytes() == before
@@ -72,7 +72,7 @@ def test_a_finished_run_does_nothing(train_config, tmp_path):
 def test_another_seed_is_another_run(train_config, tmp_path):
     for seed in (0, 1):
         trainer_of(
-            train_config, tmp_path / str(seed), f"data.seed={seed}", "train.max_steps=2"
+            train_config, tmp_path / str(seed), f"data.seed={seed}", "train.loop.max_steps=2"
         ).run()
     a, b = (load_file(tmp_path / seed / "compressor.safetensors") for seed in "01")
     assert any(not torch.equal(a[key], b[key]) for key in a)
@@ -105,15 +105,18 @@ def test_gradients_that_are_not_finite_stop_too(tmp_path):
     [
         ({"optimizer": {"type": "AdamX"}}, "unknown optimizer 'AdamX' in train.optimizer; did"),
         ({"optimizer": {"type": "CAME", "beta": 1}}, "unknown key 'beta' in train.optimizer; did"),
-        ({"lr_scheduler": "cosin"}, "train.lr_scheduler is 'cosin'; did you mean 'cosine'"),
-        ({"lr": 0.0}, "train.lr is 0.0, but must be positive"),
-        ({"save_interval": 0}, "train.save_interval is 0, but must be positive"),
-        ({"keep_last": 0}, "train.keep_last is 0, but must be at least 1"),
         (
-            {"auto_lr": {"rule": "cube"}, "batch_size": 1},
-            "train.auto_lr.rule is 'cube'; valid are: linear, sqrt",
+            {"learning_rate": {"schedule": "cosin"}},
+            "train.learning_rate: schedule is 'cosin'; did you mean 'cosine'",
         ),
-        ({"dtype": torch.float16}, "--dtype fp16: training in it needs a GPU"),
+        ({"learning_rate": {"peak": 0.0}}, "train.learning_rate: peak is 0.0, but must be pos"),
+        ({"learning_rate": {"warmup_steps": -1}}, "warmup_steps is -1, but must be at least 0"),
+        ({"learning_rate": {"auto": {"rule": "cube"}}}, "rule is 'cube'; valid are: linear, sqrt"),
+        ({"loop": {"log_interval": 0}}, "train.loop: log_interval is 0, but must be at least 1"),
+        ({"loop": {"gradient_clip": 0}}, "train.loop: gradient_clip is 0, but must be positive"),
+        ({"loop": {"ema_decay": 1.0}}, "ema_decay is 1.0, but must be at least 0 and below 1"),
+        ({"saving": {"interval": 0}}, "train.saving: interval is 0, but must be at least 1"),
+        ({"saving": {"keep_last": 0}}, "train.saving: keep_last is 0, but must be at least 1"),
         ({"fsdp": {}}, "train.fsdp shards over GPUs"),
         (
             {"fsdp": {}, "optimizer": {"type": "CAME"}},
@@ -123,14 +126,40 @@ def test_gradients_that_are_not_finite_stop_too(tmp_path):
 )
 def test_options_that_cannot_be(tmp_path, options, said):
     with pytest.raises(UserError, match=said):
-        line_trainer(tmp_path / "work", **options)
+        line_trainer(tmp_path / "work", train=options)
+
+
+def test_half_precision_that_needs_a_gpu(tmp_path):
+    with pytest.raises(UserError, match="--dtype fp16: training in it needs a GPU"):
+        line_trainer(tmp_path / "work", dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ("lr=0.1", "learning_rate.peak"),
+        ("lr_scheduler=constant", "learning_rate.schedule"),
+        ("auto_lr={'rule': 'sqrt'}", "learning_rate.auto"),
+        ("max_steps=5", "loop.max_steps"),
+        ("seed=1", "loop.seed"),
+        ("save_interval=10", "saving.interval"),
+        ("keep_every=10", "saving.keep_every"),
+    ],
+)
+def test_a_key_that_moved_says_where(train_config, tmp_path, old, now):
+    key = old.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"^train\.{key} is now train\.{now}; change it"):
+        trainer_of(train_config, tmp_path / "work", f"train.{old}")
 
 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
         ("train.optimizer={'type': 'AdamW', 'decay': 1}", "'decay' in train.optimizer"),
-        ("train.auto_lr={'base': 1}", "'base' in train.auto_lr; did you mean 'base_batch'"),
+        (
+            "train.learning_rate.auto={'base': 1}",
+            "'base' in train.learning_rate.auto; did you mean 'base_batch'",
+        ),
         ("train.fsdp={'wrapp': []}", "'wrapp' in train.fsdp; did you mean 'wrap'"),
         ("data.rank=1", "'rank' in data"),
         ("validation={'interval': 1, 'num_clip': 1}", "'num_clip' in validation; did you mean"),
@@ -156,7 +185,7 @@ def test_networks_are_built_in_one_order(monkeypatch):
 
 
 def test_the_average_follows_the_weights(tmp_path):
-    trainer = line_trainer(tmp_path / "work", ema_decay=0.5, max_steps=1)
+    trainer = line_trainer(tmp_path / "work", train={"loop": {"ema_decay": 0.5, "max_steps": 1}})
     before = [p.clone() for p in trainer.parts.parameters()]
     trainer.run()
     decay = min(0.5, 2 / 11)
@@ -178,6 +207,9 @@ def test_the_average_forgets_the_start_and_then_moves_slowly():
     assert (module.weight - ema.weight).item() == pytest.approx(0.99 * gap, rel=1e-4)
 
 
+PLAIN_DESCENT = {"optimizer": {"type": "SGD"}, "learning_rate": {"schedule": "constant"}}
+
+
 class Mean(Line):
     """The gradient of the weight is the mean of the pixels."""
 
@@ -186,10 +218,8 @@ class Mean(Line):
 
 
 def test_accumulated_batches_are_one_large_batch(tmp_path):
-    options = {"optimizer": {"type": "SGD"}, "lr_scheduler": "constant", "gradient_clip": 100.0}
-    trainer = line_trainer(
-        tmp_path / "work", Mean(), max_steps=2, gradient_accumulation=3, **options
-    )
+    loop = {"max_steps": 2, "gradient_accumulation": 3, "gradient_clip": 100.0}
+    trainer = line_trainer(tmp_path / "work", Mean(), train={"loop": loop, **PLAIN_DESCENT})
     before = trainer.parts["line"].weight.item()
     trainer.run()
     assert trainer.step == 2
@@ -198,8 +228,8 @@ def test_accumulated_batches_are_one_large_batch(tmp_path):
 
 
 def test_gradients_are_clipped_and_their_norm_recorded(tmp_path):
-    options = {"optimizer": {"type": "SGD"}, "lr_scheduler": "constant", "gradient_clip": 0.5}
-    trainer = line_trainer(tmp_path / "work", Mean(), max_steps=3, log_interval=3, **options)
+    loop = {"max_steps": 3, "log_interval": 3, "gradient_clip": 0.5}
+    trainer = line_trainer(tmp_path / "work", Mean(), train={"loop": loop, **PLAIN_DESCENT})
     before = trainer.parts["line"].weight.item()
     trainer.run()
     moved = before - trainer.parts["line"].weight.item()
@@ -209,17 +239,19 @@ def test_gradients_are_clipped_and_their_norm_recorded(tmp_path):
 
 def test_learning_rate_scaled_to_the_batch(tmp_path, caplog):
     caplog.set_level("INFO")
-    auto_lr = {"rule": "sqrt", "base_batch": 256}
-    options = {"auto_lr": auto_lr, "gradient_accumulation": 4}
-    with pytest.raises(ConfigError, match=r"auto_lr needs data\.batch_size"):
-        line_trainer(tmp_path / "work", **options)
-    trainer = line_trainer(tmp_path / "work", batch_size=1, **options)
-    assert trainer.lr == pytest.approx(0.1 * (4 / 256) ** 0.5)
+    auto = {"rule": "sqrt", "base_batch": 256}
+    train = {"learning_rate": {"auto": auto}, "loop": {"gradient_accumulation": 4}}
+    with pytest.raises(ConfigError, match=r"learning_rate\.auto needs data\.batch_size"):
+        line_trainer(tmp_path / "work", train=train)
+    trainer = line_trainer(tmp_path / "work", train=train, batch_size=1)
+    assert trainer.learning_rate.peak == pytest.approx(0.1 * (4 / 256) ** 0.5)
     assert "4 clips per step make a learning rate of 0.0125 out of 0.1" in caplog.text
 
 
 def test_half_precision_trains(train_config, tmp_path):
-    trainer = trainer_of(train_config, tmp_path / "work", "train.max_steps=5", dtype=torch.bfloat16)
+    trainer = trainer_of(
+        train_config, tmp_path / "work", "train.loop.max_steps=5", dtype=torch.bfloat16
+    )
     dtypes = []
     convolution = next(m for m in trainer.parts.modules() if isinstance(m, torch.nn.Conv2d))
     convolution.register_forward_hook(lambda module, args, out: dtypes.append(out.dtype))

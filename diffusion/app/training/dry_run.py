@@ -24,7 +24,7 @@ from diffusion.training.ema import ema_copy
 from diffusion.training.optimizers import build_optimizer
 from diffusion.training.stages.frozen import FrozenNetworks
 from diffusion.training.stages.stage import Stage
-from diffusion.training.trainer import Trainer
+from diffusion.training.train_options import TrainOptions, read_train_options
 from diffusion.training.trainer_builder import (
     DATA,
     PROVIDERS,
@@ -67,16 +67,16 @@ def dry_run(
     check_training(config)
     if run:
         check_files(config, networks=False)
-    train = with_defaults(Trainer, config["train"])
+    train = read_train_options(config["train"])
     workload = workload_of(config)
-    accumulation = train["gradient_accumulation"]
+    accumulation = train.loop.gradient_accumulation
     report = {
         "model_id": config["model_id"],
         "stage": config["train"]["stage"]["type"],
         "machine": describe_machine(device),
         "dtype": DTYPE_NAMES[dtype],
         "data": str(workload),
-        "optimizer": train["optimizer"]["type"],
+        "optimizer": train.optimizer["type"],
         "clips_per_step": workload.batch_size * accumulation,
     }
     report |= count(config, workload, accumulation)
@@ -190,23 +190,23 @@ def count_tokens(stage: Stage, tokens: list[int]) -> None:
 def measure(
     config: Mapping[str, Any],
     workload: StepWorkload,
-    train: Mapping[str, Any],
+    train: TrainOptions,
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
     """Seconds of a step, after one that allocates what all need, and the memory of both."""
     stage = build_stage(config).to(device)
     average = ema_copy(stage.parts)  # for its memory
-    optimizer = build_optimizer(train["optimizer"], stage.parts.parameters(), train["lr"])
+    optimizer = build_optimizer(train.optimizer, stage.parts.parameters(), train.learning_rate.peak)
     batch = random_batch(config, workload, device)
-    accumulation = train["gradient_accumulation"]
+    accumulation = train.loop.gradient_accumulation
     losses: list[Tensor] = []
 
     def step() -> None:
         for _ in range(accumulation):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 losses.append(backward(stage, batch, share=1 / accumulation))
-        nn.utils.clip_grad_norm_(stage.parts.parameters(), train["gradient_clip"])
+        nn.utils.clip_grad_norm_(stage.parts.parameters(), train.loop.gradient_clip)
         optimizer.step()
         optimizer.zero_grad()
 

@@ -52,7 +52,9 @@ def read_curves(work_dir: Path) -> dict[str, Curve]:
             if name != "step" and np.isfinite(value):
                 points.setdefault(name, {})[record["step"]] = value
     if not points:
-        raise UserError(f"{path}: holds no scalars yet; a run writes them every train.log_interval")
+        raise UserError(
+            f"{path}: holds no scalars yet; a run writes them every train.loop.log_interval"
+        )
     return {
         name: Curve(*(np.array(column) for column in zip(*sorted(values.items()), strict=True)))
         for name, values in points.items()

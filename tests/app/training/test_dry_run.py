@@ -11,7 +11,7 @@ from diffusion.utils.errors import ConfigError, WeightsError
 LATENTS = """
 video_list = ["nowhere"]
 data = dict(type="RandomLatents", folder="nowhere", batch_size=3, size=8, num_frames=4)
-train = dict(stage=dict(type="RefinerStage"), max_steps=9, lr=1e-3)
+train = dict(stage=dict(type="RefinerStage"), loop=dict(max_steps=9), learning_rate=dict(peak=1e-3))
 """
 REFINER = 'dict(type="RefinerStage", sample_posterior=True)'
 VIDEOS = """
@@ -19,7 +19,7 @@ video_list = ["nowhere"]
 data = dict(type="RandomClips", cache_dir="nowhere", batch_size=2, size=64, num_frames=2)
 train = dict(
     stage=dict(type="RefinerStage", sample_posterior=True),
-    max_steps=9, lr=1e-3, optimizer=dict(type="CAME"),
+    loop=dict(max_steps=9), learning_rate=dict(peak=1e-3), optimizer=dict(type="CAME"),
 )
 """
 
@@ -58,7 +58,7 @@ def test_videos_count_the_networks_that_encode_them(dry, tmp_path):
 def test_arithmetic_follows_the_clips(dry):
     once = dry(LATENTS)["tflop"]
     assert dry(LATENTS, "data.batch_size=6")["tflop"] == pytest.approx(2 * once)
-    twice = dry(LATENTS, "train.gradient_accumulation=2")
+    twice = dry(LATENTS, "train.loop.gradient_accumulation=2")
     assert twice["tflop"] == pytest.approx(2 * once)
     assert (twice["clips_per_step"], twice["tokens"]) == (6, 2 * dry(LATENTS)["tokens"])
 
