@@ -1,16 +1,18 @@
 """Teach the embedded model's refiner to take four steps where it took eight.
 
 Run: bash train_vae.sh configs/compact.student.py
-     bash recon.sh --weights work_dirs/compact.student --steps 4 --sampler ddim
+     bash recon.sh --config configs/compact.student.py --weights work_dirs/compact.student
 
 Then two, and one, each from the student before:
 
     bash train_vae.sh configs/compact.student.py --work-dir work_dirs/student2 --cfg-options \\
-        train.stage.steps=2 train.stage.teacher=work_dirs/compact.student/refiner.safetensors
+        train.stage.steps=2 reconstruct.steps=2 \\
+        train.stage.teacher=work_dirs/compact.student/refiner.safetensors
 """
 
 _base_ = ["compact.effn-f32.py"]
 
+reconstruct = dict(sampler="ddim", steps=4)
 train = dict(
     stage=dict(
         _delete_=True,

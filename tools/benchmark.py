@@ -32,8 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--height", type=whole_number(16, 8192), default=512)
     parser.add_argument("--width", type=whole_number(16, 8192), default=512)
     parser.add_argument("--frames", type=whole_number(1), default=16)
-    parser.add_argument("--steps", type=whole_number(1), default=8)
-    parser.add_argument("--sampler", default="euler_a")
+    parser.add_argument("--steps", type=whole_number(1), help="default: the config's")
+    parser.add_argument("--sampler", help="default: the config's")
     parser.add_argument(
         "--stage", choices=("all", "refiner"), default="all", help="refiner: one forward of it only"
     )
@@ -65,15 +65,13 @@ def main(args: argparse.Namespace) -> None:
     # not above: --help need not wait for torch
     from diffusion.app.benchmarking.speed import Options, Workload, benchmark
     from diffusion.app.benchmarking.speed_table import print_benchmark
-    from diffusion.noise.samplers import build_sampler
-    from diffusion.pipelines.cascade_builder import steps_of
+    from diffusion.pipelines.cascade_builder import sampling_of
 
     config = read_config(args)
-    steps = args.steps or steps_of(config)
-    build_sampler(args.sampler, num_inference_steps=steps)  # refuses what cannot be
+    sampling = sampling_of(config, args.sampler, args.steps)
     result = benchmark(
         config,
-        Workload(args.height, args.width, args.frames, steps, args.sampler),
+        Workload(args.height, args.width, args.frames, sampling.steps, sampling.sampler),
         weights=args.weights,
         stage=args.stage,
         options=Options(

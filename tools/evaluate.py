@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--vbench", nargs="*", metavar="DIMENSION", help="default: the published six"
     )
     add_steps_option(parser)
-    parser.add_argument("--sampler", default="euler_a", help="default: %(default)s")
+    parser.add_argument("--sampler", help="default: each config's")
     parser.add_argument("--seed", type=whole_number(0), default=0)
     parser.add_argument("--workers", type=whole_number(1), default=1, help="processes, one a GPU")
     parser.add_argument("--part", help="i/n: only the i-th of n parts of the videos")
@@ -61,11 +61,9 @@ def main(args: argparse.Namespace) -> None:
     from diffusion.app.evaluating import evaluation_run as app
     from diffusion.evaluation.codecs.codecs_by_name import CodecOptions
     from diffusion.evaluation.protocol import get_protocol
-    from diffusion.noise.samplers import build_sampler
-    from diffusion.pipelines.cascade_builder import DEFAULT_STEPS
+    from diffusion.noise.sampling import Sampling
 
-    # refuses what cannot be
-    build_sampler(args.sampler, num_inference_steps=args.steps or DEFAULT_STEPS)
+    Sampling().changed(args.sampler, args.steps)  # refuses what cannot be
     config = "compact" if args.config == DEFAULT_CONFIG else args.config
     models = [config, *(name for text in args.models for name in re.split(r"[,\s]+", text) if name)]
     protocol = get_protocol(args.protocol)

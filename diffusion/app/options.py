@@ -75,9 +75,7 @@ def add_clip_options(parser: argparse.ArgumentParser) -> None:
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     add_steps_option(group)
-    group.add_argument(
-        "--sampler", default="euler_a", help=f"{', '.join(SAMPLER_NAMES)}; default: %(default)s"
-    )
+    group.add_argument("--sampler", help=f"{', '.join(SAMPLER_NAMES)}; default: the config's")
     group.add_argument("--seed", type=whole_number(0), default=0, help="default: %(default)s")
 
 
@@ -111,28 +109,27 @@ def device_options(
 def clip_options(args: argparse.Namespace, config: Mapping[str, Any]) -> "ClipOptions":
     """Which part of the video at which size; the config's limits hold where nothing is given."""
     from diffusion.app.reconstruction.clip_source import ClipOptions
+    from diffusion.pipelines.cascade_builder import reconstruct_of
 
-    limits = config.get("reconstruct", {})
+    limits = reconstruct_of(config)
     return ClipOptions(
         start=args.start,
         num_frames=None if args.num_frames == "all" else args.num_frames,
         frame_stride=args.frame_stride,
         size=args.size,
         square=args.square,
-        max_frames=None if args.num_frames == "all" else limits.get("num_frames"),
-        max_short_edge=limits.get("max_short_edge"),
-        published_preprocess=limits.get("published_preprocess", False),
+        max_frames=None if args.num_frames == "all" else limits.num_frames,
+        max_short_edge=limits.max_short_edge,
+        published_preprocess=limits.published_preprocess,
     )
 
 
 def sampling_options(args: argparse.Namespace, config: Mapping[str, Any]) -> dict[str, int | str]:
-    """Arguments of CascadePipeline.restore; a sampler that cannot be built is refused here."""
-    from diffusion.noise.samplers import build_sampler
-    from diffusion.pipelines.cascade_builder import steps_of
+    """Arguments of CascadePipeline.restore; a sampler that the model cannot have is refused."""
+    from diffusion.pipelines.cascade_builder import sampling_of
 
-    steps = args.steps or steps_of(config)
-    build_sampler(args.sampler, num_inference_steps=steps)
-    return {"steps": steps, "sampler": args.sampler, "seed": args.seed}
+    sampling = sampling_of(config, args.sampler, args.steps)
+    return {"steps": sampling.steps, "sampler": sampling.sampler, "seed": args.seed}
 
 
 def output_file(path: str, suffix: str) -> Path:

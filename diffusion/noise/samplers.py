@@ -1,7 +1,7 @@
 """Samplers by name, as diffusers schedulers, and what they step: x_t on its way to data."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -15,9 +15,13 @@ from diffusers import (
     SchedulerMixin,
 )
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from diffusion.registry import nearest
+from diffusion.utils.devices import sent
 from diffusion.utils.errors import ConfigError
+
+Generators = torch.Generator | list[torch.Generator]
 
 PUBLISHED_DPM_END: Final = 0.001
 """Time, of which 1 is pure noise, at which the published DPM-Solver++ stops."""
@@ -43,12 +47,7 @@ def build_sampler(
     published: bring back what the published implementation did, defects included: DDIM starts below
         pure noise and clips its x0 to [-1, 1], DPM-Solver++ stops short of zero noise.
     """
-    if name not in SAMPLERS:
-        raise ConfigError(f"unknown sampler {name!r}, {nearest(name.lower(), SAMPLERS)}")
-    if not 1 <= num_inference_steps <= num_train_timesteps:
-        raise ConfigError(
-            f"{num_inference_steps} sampling steps asked for; use 1 to {num_train_timesteps}"
-        )
+    check_sampler(name, num_inference_steps, prediction_type, num_train_timesteps)
     if euler_a_spacing not in ("even", "angle"):
         raise ConfigError(f"euler_a_spacing {euler_a_spacing!r} is not 'even' or 'angle'")
     if prediction_type == "flow_prediction":
@@ -64,6 +63,27 @@ def build_sampler(
     return sampler
 
 
+def suited_sampler(prediction_type: str) -> str:
+    """The sampler for a model of which no other is said."""
+    return {"flow_prediction": "euler", "sample": "ddim"}.get(prediction_type, "euler_a")
+
+
+def check_name(name: str) -> None:
+    if name not in SAMPLERS:
+        raise ConfigError(f"unknown sampler {name!r}, {nearest(str(name).lower(), SAMPLERS)}")
+
+
+def check_sampler(name: str, steps: int, prediction_type: str, num_train_timesteps: int) -> None:
+    """Raise a ConfigError if the sampler is unknown, or cannot follow such a model."""
+    check_name(name)
+    if not 1 <= steps <= num_train_timesteps:
+        raise ConfigError(f"{steps} sampling steps asked for; use 1 to {num_train_timesteps}")
+    if prediction_type == "flow_prediction" and name not in FLOW_SAMPLERS:
+        raise ConfigError(f"sampler {name!r} cannot follow a flow; use 'euler' or 'dpmpp'")
+    if prediction_type == "sample" and name == "euler_a":
+        raise ConfigError("sampler 'euler_a' cannot follow prediction_type 'sample'; use 'ddim'")
+
+
 class Trajectory:
     """x_t on its way from noise to data, one sampler step after the other.
 
@@ -75,7 +95,7 @@ class Trajectory:
         self,
         sampler: SchedulerMixin,
         noise: Tensor,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators | None = None,
     ):
         """noise: (N, ...) of unit variance. `sampler` is left as it was.
 
@@ -83,6 +103,8 @@ class Trajectory:
         """
         # schedulers count their steps and remember predictions
         self.sampler = copy.deepcopy(sampler)
+        if not isinstance(sampler, DDIMScheduler):  # which does not count
+            self.sampler.set_begin_index(0)  # or they look their first timestep up
         self.generator = generator
         # a flow starts from unit noise, and its x_t need no scaling
         self.is_flow = isinstance(sampler, FlowMatchEulerDiscreteScheduler)
@@ -101,18 +123,49 @@ class Trajectory:
     @torch.no_grad()
     def step(self, prediction: Tensor) -> None:
         """prediction: (N, ...), the network's answer to `model_input`."""
-        result = self.sampler.step(
-            prediction.float(), self.timestep, self.x, generator=self.generator
-        )
+        with Drawing(self.generator):
+            result = self.sampler.step(prediction.float(), self.timestep, self.x)
         self.x = result.prev_sample
         self.steps_done += 1
+
+
+class Drawing(TorchFunctionMode):
+    """Within the block, `torch.randn` is `draw_noise` with these generators, if there are any.
+
+    Stochastic schedulers draw in their `step`; what generators of the CPU gave, they copy to a GPU
+    frame by frame, and wait for each.
+    """
+
+    def __init__(self, generator: Generators | None):
+        super().__init__()
+        self.generator = generator
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.randn and self.generator is not None:
+            return draw_noise(args[0], self.generator, torch.device(kwargs["device"]))
+        return func(*args, **kwargs)
+
+
+def draw_noise(size: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
+    """(N, ...) of unit variance, drawn on the CPU, so that a seed is the same on every device.
+
+    generator: of all, or a list of one for each of the N.
+    """
+    noise = torch.empty(*size)
+    if isinstance(generator, list):
+        for part, own in zip(noise, generator, strict=True):
+            torch.randn(part.shape, generator=own, out=part)
+    else:
+        torch.randn(noise.shape, generator=generator, out=noise)
+    return sent(noise, device)
 
 
 def frame_generators(seed: int, frames: range, batch: int = 1) -> list[torch.Generator]:
     """One for every frame of every video, in the order (b f).
 
-    On the CPU, so that a seed is the same noise on every device; a function of nothing but the
-    seed, the video and the frame's number, so that a clip need not be held to draw its noise.
+    On the CPU (see `draw_noise`), and a function of nothing but the seed, the video and the frame's
+    number, so that a clip need not be held to draw its noise.
     """
     generators = []
     for video in range(batch):
@@ -123,8 +176,6 @@ def frame_generators(seed: int, frames: range, batch: int = 1) -> list[torch.Gen
 
 
 def _euler_ancestral(steps: int, published: bool, process: dict) -> SchedulerMixin:
-    if process["prediction_type"] == "sample":
-        raise ConfigError("sampler 'euler_a' cannot follow prediction_type 'sample'; use 'ddim'")
     sampler = EulerAncestralDiscreteScheduler(**process)
     sampler.set_timesteps(steps)
     # A step subtracts squares of sigmas. Cosine betas begin at a sigma of 20,000, where float32
@@ -150,8 +201,6 @@ def _flow(name: str, steps: int, num_train_timesteps: int) -> SchedulerMixin:
         )
         sampler.set_timesteps(steps)
         return sampler
-    if name != "euler":
-        raise ConfigError(f"sampler {name!r} cannot follow a flow; use 'euler' or 'dpmpp'")
     sampler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=num_train_timesteps)
     sampler.set_timesteps(sigmas=(np.arange(steps, 0, -1) / steps).tolist())
     return sampler
@@ -205,3 +254,4 @@ SAMPLERS: Final[dict[str, Callable[[int, bool, dict], SchedulerMixin]]] = {
     "dpmpp": _dpm_solver,
     "euler": _euler,
 }
+FLOW_SAMPLERS: Final = ("euler", "dpmpp")

@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from diffusion.utils.devices import sent
 from diffusion.utils.errors import ConfigError
 from diffusion.utils.spans import span_starts, span_weights
 
@@ -51,6 +52,10 @@ class Spans:
         """
         return list(zip(self.starts, [*self.starts[1:], self.length], strict=True))
 
+    def to(self, device: torch.device) -> "Spans":
+        """With the weights on `device`."""
+        return Spans(self.starts, self.window, sent(self.weights, device))
+
     def since(self, first: int) -> "Spans":
         """Without the spans before `first`; the axis is numbered as before."""
         return Spans(self.starts[first:], self.window, self.weights[first:])
@@ -58,6 +63,12 @@ class Spans:
     def first_before(self, span: int) -> int:
         """The first span that shares positions with this one."""
         return next(i for i, s in enumerate(self.starts) if s + self.window > self.starts[span])
+
+    def looked_back_on(self, span: int, steps: int) -> int:
+        """The first span that `steps` steps of a sampler at this one depend on."""
+        for _ in range(steps):  # every step looks one window further back
+            span = self.first_before(span)
+        return span
 
     def scaled(self, factor: int) -> "Spans":
         """The same cut of an axis that is `factor` times finer, with ramps as long."""
@@ -81,6 +92,9 @@ class Tiles(NamedTuple):
         """(window, window) for every region."""
         pairs = product(self.rows.weights, self.columns.weights)
         return [rearrange(row, "h -> h 1") * column for row, column in pairs]
+
+    def to(self, device: torch.device) -> "Tiles":
+        return Tiles(self.rows.to(device), self.columns.to(device))
 
     def scaled(self, factor: int) -> "Tiles":
         return Tiles(self.rows.scaled(factor), self.columns.scaled(factor))
@@ -152,7 +166,7 @@ def apply_in_tiles(
     """Run `net` on every tile of every unit, and blend what it returns: one result per unit.
 
     units: tensors (..., H, W) that `tiles` covers. -> (..., H', W') that `tiles_out` covers; by
-    default the same. One tile changes nothing.
+    default the same, with its weights on their device. One tile changes nothing.
     """
     regions, tiles_out = tiles.regions, tiles_out or tiles
     if len(regions) == 1:
@@ -170,7 +184,7 @@ def _blend_tiles(results: Iterable[Tensor], tiles: Tiles) -> Tensor:
         if out is None:
             size = (*part.shape[:-2], tiles.rows.length, tiles.columns.length)
             out = part.new_zeros(size, dtype=torch.float32)
-        out[region] += weights.to(part.device) * part
+        out[region] += weights * part
     return out.to(part.dtype)
 
 

@@ -13,16 +13,21 @@ from diffusion.models import MODELS
 from diffusion.models.low_rank import apply_low_rank
 from diffusion.models.weights import check_exists, load_weights, save_weights
 from diffusion.noise.gaussian import GaussianDiffusion
+from diffusion.noise.sampling import Sampling
 from diffusion.pipelines.cascade import CascadePipeline
 from diffusion.pipelines.conditioning import Conditioning
+from diffusion.pipelines.cut_options import TileSizes, Windows
+from diffusion.pipelines.networks import Networks
 from diffusion.registry import (
     build,
     call_with,
     check_keys,
     check_options,
+    keyword_parameters,
     read_value,
     split_type,
 )
+from diffusion.utils.compute import Compute
 from diffusion.utils.errors import ConfigError, WeightsError
 from diffusion.utils.files import make_folder, replacing
 from diffusion.utils.progress import track
@@ -31,28 +36,27 @@ PARTS = ("compressor", "previewer", "vae", "refiner")
 # Low-rank changes (see LowRank), and what of a cascade each one changes.
 CHANGES = {"refiner_change": "refiner", "decoder_change": "vae.decoder"}
 WEIGHTS = (*PARTS, *CHANGES)  # which have files
-DEFAULT_STEPS = 8
-
-# Arguments of CascadePipeline that are no options of the config's `cascade`.
-GIVEN = (*PARTS, "noise", "conditioning", "device", "dtype")
+# What `cascade` may hold beside the options of windows and tiles: of the sampler, and of speed.
+OF_SAMPLER, OF_SPEED = ("euler_a_spacing", "published"), "compute"
 
 
 @dataclass(frozen=True)
 class Reconstruct:
-    """`reconstruct` of a config: what holds for clips of which the user says no more.
+    """`reconstruct` of a config: what holds where a user says no more.
 
+    sampler, steps: that the model is meant for. Without a sampler, the one that suits it.
     num_frames, max_short_edge: the most that is taken of a video, in frames and pixels.
     published_preprocess: blur frames before they are made smaller, as the published code does.
-    steps: of the sampler, that the refiner is meant for.
     """
 
+    sampler: str | None = None
+    steps: int = 8
     num_frames: int | None = None
     max_short_edge: int | None = None
     published_preprocess: bool = False
-    steps: int = DEFAULT_STEPS
 
     def __post_init__(self) -> None:
-        for name, least in (("num_frames", 1), ("max_short_edge", 16), ("steps", 1)):
+        for name, least in (("steps", 1), ("num_frames", 1), ("max_short_edge", 16)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name}={value} must be at least {least}")
@@ -72,8 +76,7 @@ def check_config(config: Mapping[str, Any]) -> None:
             check_options(*split_type(MODELS, config[name], name), name)
     build_noise(config)
     call_with(Conditioning, config.get("conditioning", {}), "conditioning", upsampling=1)
-    check_options(CascadePipeline, config.get("cascade", {}), "cascade", GIVEN)
-    call_with(Reconstruct, config.get("reconstruct", {}), "reconstruct")
+    pipeline_options(config)
     check_keys(config.get("weights", {}), WEIGHTS, "weights")
     read_value(config.get("weights", {}), Mapping[str, str | None], "weights")
 
@@ -156,9 +159,35 @@ def load_parts(
     return parts
 
 
-def steps_of(config: Mapping[str, Any]) -> int:
-    """The steps that the config's refiner is meant for."""
-    return config.get("reconstruct", {}).get("steps", DEFAULT_STEPS)
+def reconstruct_of(config: Mapping[str, Any]) -> Reconstruct:
+    return call_with(Reconstruct, config.get("reconstruct", {}), "reconstruct")
+
+
+def sampling_of(
+    config: Mapping[str, Any], sampler: str | None = None, steps: int | None = None
+) -> Sampling:
+    """How the config's model is sampled, by its `reconstruct` or as given here instead.
+
+    Raises ConfigError for a sampler that cannot follow the model.
+    """
+    cascade, defaults = config.get("cascade", {}), reconstruct_of(config)
+    options = {name: cascade[name] for name in OF_SAMPLER if name in cascade}
+    sampling = call_with(Sampling, options, "cascade").changed(defaults.sampler, defaults.steps)
+    return sampling.changed(sampler, steps).of(build_noise(config))
+
+
+def pipeline_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of CascadePipeline that are options of a config."""
+    cascade = config.get("cascade", {})
+    cut = {"windows": Windows, "tiles": TileSizes}
+    keys = {name: list(keyword_parameters(target)) for name, target in cut.items()}
+    check_keys(cascade, {*keys["windows"], *keys["tiles"], *OF_SAMPLER, OF_SPEED}, "cascade")
+    options: dict[str, Any] = {}
+    for name, target in cut.items():
+        own = {key: cascade[key] for key in keys[name] if key in cascade}
+        options[name] = call_with(target, own, "cascade")
+    options["compute"] = call_with(Compute, cascade.get(OF_SPEED, {}), "cascade.compute")
+    return {**options, "sampling": sampling_of(config)}
 
 
 def build_noise(config: Mapping[str, Any]) -> GaussianDiffusion:
@@ -200,32 +229,48 @@ def assemble(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> CascadePipeline:
-    """The pipeline around networks that are at hand already."""
-    parts = {name: parts.get(name) for name in PARTS}
-    return call_with(
-        CascadePipeline,
-        config.get("cascade", {}),
-        "cascade",
-        **parts,
+    """The pipeline around networks that are at hand already, and stay as they are."""
+    networks = Networks(**{name: parts.get(name) for name in PARTS})
+    return CascadePipeline(
+        networks,
         noise=build_noise(config),
-        conditioning=build_conditioning(config, parts["compressor"], parts["vae"]),
+        conditioning=build_conditioning(config, networks.compressor, networks.vae),
+        **pipeline_options(config),
         device=device,
         dtype=dtype,
     )
 
 
 def save_cascade(pipeline: CascadePipeline, config: Mapping[str, Any], folder: str | Path) -> None:
-    """Write config.py and <part>.safetensors, from which `load_cascade` builds it again."""
+    """Write config.py and <part>.safetensors, from which `load_cascade` builds it again.
+
+    Of a pipeline that was built without some parts, those that it has.
+    """
     folder = make_folder(folder)
     for name in PARTS:
-        save_weights(getattr(pipeline, name), folder / f"{name}.safetensors", {"part": name})
+        if (part := getattr(pipeline.networks, name)) is not None:
+            save_weights(part, folder / f"{name}.safetensors", {"part": name})
     with replacing(folder / "config.py") as partial:
         partial.write_text(dump_config(config))
 
 
 def load_cascade(
-    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    only: tuple[str, ...] | None = None,
 ) -> CascadePipeline:
-    """A pipeline that `save_cascade` wrote. Its config.py is code: load only what you trust."""
+    """A pipeline that `save_cascade` wrote. Its config.py is code: load only what you trust.
+
+    only: see build_cascade; by default all parts that were saved, and never others.
+    """
     config = load_config(Path(folder) / "config.py")
-    return build_cascade(config, weights=folder, device=device, dtype=dtype)
+    saved = tuple(name for name in PARTS if (Path(folder) / f"{name}.safetensors").is_file())
+    for name in only or ():
+        if name not in saved:
+            raise WeightsError(
+                f"{folder}: holds no {name}.safetensors; it was saved of a cascade built without "
+                f"{name}, use only={saved}"
+            )
+    return build_cascade(config, weights=folder, device=device, dtype=dtype, only=only or saved)

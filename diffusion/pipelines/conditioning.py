@@ -1,13 +1,17 @@
 """How the refiner is told what to restore: used alike by training and by sampling."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from diffusion.utils.devices import sent
 from diffusion.utils.resize import resize_bilinear
 
 
+@dataclass(frozen=True)
 class Conditioning:
     """Joins the refiner's condition, and says what its x0 is.
 
@@ -19,12 +23,9 @@ class Conditioning:
         refine (Whang et al. 2022, arXiv:2112.02475). None: x0 are the VAE latents themselves.
     """
 
-    def __init__(
-        self, *, upsampling: int, scale: float = 1.0, residual_std: Sequence[float] | None = None
-    ):
-        self.upsampling = upsampling
-        self.scale = scale
-        self.residual_std = None if residual_std is None else torch.tensor(residual_std)
+    upsampling: int
+    scale: float = 1.0
+    residual_std: Sequence[float] | None = None
 
     @property
     def uses_base(self) -> bool:
@@ -48,4 +49,10 @@ class Conditioning:
         return x0 * self._std(base) + base if self.uses_base else x0
 
     def _std(self, like: Tensor) -> Tensor:
-        return self.residual_std.to(like).view(1, -1, 1, 1, 1)
+        return per_channel(tuple(self.residual_std), like.device, like.dtype)
+
+
+@lru_cache(maxsize=8)  # one copy to a device, not one in every step
+def per_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """-> (1, C, 1, 1, 1)."""
+    return sent(torch.tensor(values), device).to(dtype).view(1, -1, 1, 1, 1)

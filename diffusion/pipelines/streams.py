@@ -10,7 +10,7 @@ about one stretch per step.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from einops import rearrange
@@ -65,7 +65,8 @@ class WindowedStream(Generic[S]):
 
     net: takes a list of windows, each the inputs of one call, and gives a result (B, C', f, H', W')
         for each.
-    spans: the windows; segments go in as `spans.segments` cuts them.
+    spans: the windows, with their weights on the results' device; segments go in as
+        `spans.segments` cuts them.
     group: windows that `net` is given at a time, where so many are ready.
     """
 
@@ -109,7 +110,7 @@ class WindowedStream(Generic[S]):
             self.sums[0] = result
             return
         start = self.spans.starts[k]
-        weights = rearrange(self.spans.weights[k], "f -> f 1 1").to(result.device)
+        weights = rearrange(self.spans.weights[k], "f -> f 1 1")
         weighted = (result * weights).float()
         for i, segment in enumerate(self.held):
             if segment.start >= start + self.spans.window:
@@ -121,25 +122,49 @@ class WindowedStream(Generic[S]):
             self.sums[i][:, :, : part.shape[2]] += part
 
 
+class SamplerStep(NamedTuple):
+    """What an observer is told: `frames` have just taken a step of the sampler.
+
+    index: of the step, from 0 to count - 1; after the last one x is what was sampled.
+    frames: of the clip, of which each is in one of these per step.
+    x: (B, C, f, h, w) of these frames, x_t after the step, on the device. Not to be changed.
+    """
+
+    index: int
+    count: int
+    frames: range
+    x: Tensor
+
+
+OnStep = Callable[[SamplerStep], object]
+
+
 def denoise_stream(
     segments: Iterable[NoisySegment],
     spans: Spans,
     predict: Callable[[Units, Tensor], Iterable[Tensor]],
     timesteps: Tensor,
     group: int = 1,
+    on_step: OnStep = lambda step: None,
 ) -> Iterator[NoisySegment]:
     """Segments of noise -> segments of latents, each as soon as no window will change it.
 
     predict(windows, timestep): x_t and condition of each window -> a prediction for each.
     """
-    steps = [
+    streams = [
         WindowedStream[NoisySegment](lambda windows, t=t: predict(windows, t), spans, group)
         for t in timesteps
     ]
     for segment in segments:
-        ready: Iterable[NoisySegment] = [segment]
-        for step in steps:
-            ready = [done.step(out) for s in ready for done, out in step.push(s)]
+        ready = [segment]
+        for index, stream in enumerate(streams):
+            stepped = []
+            for noisy in ready:
+                for done, prediction in stream.push(noisy):
+                    stepped.append(done.step(prediction))
+                    frames = range(done.start, done.stop)
+                    on_step(SamplerStep(index, len(streams), frames, done.x))
+            ready = stepped
         yield from ready
 
 

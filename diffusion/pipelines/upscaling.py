@@ -4,6 +4,7 @@ What the refiner is told of the small video is upsampled further than it was in 
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from math import gcd
 from typing import Final
 
@@ -13,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusion.pipelines.cascade import CascadePipeline
-from diffusion.pipelines.conditioning import Conditioning
 from diffusion.pipelines.padding import pad_reflect
 from diffusion.utils.errors import ConfigError
 
@@ -28,6 +28,8 @@ class Upscaler:
         bicubically. "compressor": those of the small video. "vae": the small video's VAE latents,
         for a refiner with as many condition channels.
     Refiners that build on a preview get the enlarged video for it.
+
+    pipeline: the given one's networks, told to restore from these; the given one is not changed.
     """
 
     def __init__(self, pipeline: CascadePipeline, scale: int, condition: str = "enlarged"):
@@ -49,9 +51,9 @@ class Upscaler:
                 f"condition {condition!r} has {channels + base}; choose another of "
                 f"{', '.join(CONDITIONS)}"
             )
-        std = None if conditioning.residual_std is None else conditioning.residual_std.tolist()
-        self.pipeline = pipeline
-        pipeline.conditioning = Conditioning(upsampling=upsampling, scale=factor, residual_std=std)
+        self.pipeline = pipeline.with_conditioning(
+            replace(conditioning, upsampling=upsampling, scale=factor)
+        )
 
     def pieces(self, videos: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Small videos (B, 3, f, h, w) in [-1, 1] -> condition and enlarged video of the same."""

@@ -64,3 +64,13 @@ class Compute:
             yield
         finally:
             matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+
+
+@contextmanager
+def inference(
+    device: torch.device, dtype: torch.dtype, compute: Compute = Compute()
+) -> Iterator[None]:
+    """No gradients, autocast to `dtype` unless that is float32, and the device's options."""
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    with torch.no_grad(), autocast, compute.on(device, dtype).applied():
+        yield

@@ -452,7 +452,7 @@ def test_out_of_memory_elsewhere(refused, clip, monkeypatch, error):
     def allocate(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("diffusion.pipelines.cascade.CascadePipeline._predict", allocate)
+    monkeypatch.setattr("diffusion.pipelines.tiled.TiledNetworks.predict", allocate)
     line = refused(clip)
     assert "out of memory: lower --size" in line
 
@@ -483,7 +483,7 @@ def test_defects_of_ours_are_not_hidden(commands, clip, monkeypatch):
     def defect(*args, **kwargs):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr("diffusion.pipelines.cascade.CascadePipeline._predict", defect)
+    monkeypatch.setattr("diffusion.pipelines.tiled.TiledNetworks.predict", defect)
     with pytest.raises(RuntimeError, match="shapes"):
         commands("reconstruct", clip)
 

@@ -1,3 +1,5 @@
+from dataclasses import fields
+
 import golden_data
 import pytest
 import recipe
@@ -16,8 +18,11 @@ from diffusion.models import (
     VideoVAE,
 )
 from diffusion.noise.gaussian import GaussianDiffusion
+from diffusion.noise.sampling import Sampling
 from diffusion.pipelines.cascade import CascadePipeline
 from diffusion.pipelines.conditioning import Conditioning
+from diffusion.pipelines.cut_options import TileSizes, Windows
+from diffusion.pipelines.networks import Networks
 from diffusion.utils.errors import ConfigError, UserError
 
 EULER_NOISE = "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor"
@@ -37,13 +42,14 @@ def published() -> tuple[dict, dict[str, torch.Tensor], CascadePipeline]:
     }
     for module, entry in parts.values():
         module.load_state_dict(golden_data.case_weights(entry))
+    refiner = build_dit(meta | {"weights": entries["dit"]})
     pipeline = CascadePipeline(
-        **{name: module for name, (module, _) in parts.items()},
-        refiner=build_dit(meta | {"weights": entries["dit"]}),
+        Networks(refiner=refiner, **{name: module for name, (module, _) in parts.items()}),
         noise=GaussianDiffusion(learned_variance=True),
         conditioning=Conditioning(upsampling=4, scale=meta["scale_factor"]),
-        tile=16,
-        published=True,
+        windows=Windows(published=True),
+        tiles=TileSizes(tile=16, published=True),
+        sampling=Sampling(published=True),
     )
     return meta, t, pipeline
 
@@ -97,7 +103,7 @@ def randomise(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-def tiny_cascade(**options) -> CascadePipeline:
+def tiny_networks() -> Networks:
     one = {"depths": (1, 1, 1), "channels": (8, 8, 8)}
     refiner = VideoDiT(
         condition_channels=20,
@@ -107,21 +113,33 @@ def tiny_cascade(**options) -> CascadePipeline:
         learned_variance=False,
         grids=[[1, 2], [2, 1], None],
     )
+    vae = CompactVAE(
+        encoder_channels=(8, 8),
+        encoder_depths=(1, 1),
+        decoder_channels=(8, 8),
+        decoder_depths=(1, 1),
+    )
+    parts = (CompactCompressor(**one), CompactPreviewer(**one), vae, refiner)
+    return Networks(*map(randomise, parts))
+
+
+def tiny_cascade(networks: Networks | None = None, **options) -> CascadePipeline:
+    """options: arguments of CascadePipeline, or the windows' and tiles' own."""
+    cuts: dict[str, dict] = {"windows": {"window": 4, "window_overlap": 2}, "tiles": {}}
+    for name, kind in (("windows", Windows), ("tiles", TileSizes)):
+        cuts[name] |= {f.name: options[f.name] for f in fields(kind) if f.name in options}
+    published = options.pop("published", False)
+    options = {k: v for k, v in options.items() if not any(k in cut for cut in cuts.values())}
     return CascadePipeline(
-        compressor=randomise(CompactCompressor(**one)),
-        previewer=randomise(CompactPreviewer(**one)),
-        vae=randomise(
-            CompactVAE(
-                encoder_channels=(8, 8),
-                encoder_depths=(1, 1),
-                decoder_channels=(8, 8),
-                decoder_depths=(1, 1),
-            )
-        ),
-        refiner=randomise(refiner),
-        noise=GaussianDiffusion(prediction_type="v_prediction"),
-        conditioning=Conditioning(upsampling=4, residual_std=(1.0, 0.5, 2.0, 1.0)),
-        **{"window": 4, "window_overlap": 2} | options,
+        networks or tiny_networks(),
+        windows=Windows(**cuts["windows"]),
+        tiles=TileSizes(**cuts["tiles"]),
+        sampling=Sampling(published=published),
+        **{
+            "noise": GaussianDiffusion(prediction_type="v_prediction"),
+            "conditioning": Conditioning(upsampling=4, residual_std=(1.0, 0.5, 2.0, 1.0)),
+        }
+        | options,
     )
 
 
@@ -171,7 +189,7 @@ def test_tiles_cover_every_position():
     pipeline.refiner.forward = predict_condition
     condition = torch.randn(1, 20, 4, 20, 12)
     units = [(torch.randn(1, 4, 4, 20, 12), condition)]
-    (out,) = pipeline._predict(units, torch.tensor(500), is_image=False)
+    (out,) = pipeline.tiled.predict(units, torch.tensor(500), 4, image_mode=False)
     torch.testing.assert_close(out, condition[:, :4])
     assert set(seen) == {(8, 8)}
     assert len(seen) > 4
@@ -193,17 +211,24 @@ def test_a_single_frame_is_restored_as_an_image():
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "said"),
     [
-        {"window": 0},
-        {"window": 3},
-        {"window_overlap": 4},
-        {"tile": 6},
-        {"tile_overlap": -1, "tile": 8},
+        ({"window": 0}, "window=0 must be at least 1"),
+        ({"window": 3}, "cascade.window=3 does not fit this model; use a multiple of 2"),
+        ({"window_overlap": 4}, "window_overlap=4 must be 0 to 3"),
+        ({"window_overlap": -1}, "window_overlap=-1 must be 0 to 3"),
+        ({"window": 1, "window_overlap": 0, "published": True}, "published windows need window=2"),
+        ({"tile": 6}, "cascade.tile=6 does not fit this model; use a multiple of 4"),
+        ({"tile": 0}, "tile=0 must be at least 1, or None"),
+        ({"tile_overlap": -1, "tile": 8}, "tile_overlap=-1 must be at least 0"),
+        ({"tile_overlap": 8, "tile": 8}, "tile_overlap=8 must be less than tile=8"),
+        ({"tile_overlap": 7, "tile": 8}, "cascade.tile_overlap=7 does not fit .* use at most 6"),
+        ({"vae_tile": 0}, "vae_tile=0 must be at least 1, or None"),
+        ({"memory_gb": 0}, "memory_gb=0 must be above 0, or None"),
     ],
 )
-def test_windows_that_do_not_fit_the_grids_are_refused(options):
-    with pytest.raises(ConfigError, match="use a multiple of"):
+def test_windows_and_tiles_that_cannot_be_are_refused(options, said):
+    with pytest.raises(ConfigError, match=said):
         tiny_cascade(**options)
 
 

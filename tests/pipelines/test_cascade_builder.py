@@ -76,7 +76,7 @@ def test_which_weights(config, tiny_config, tmp_path):
 
 def test_only_what_will_be_used_is_loaded(config):
     pipeline = build_cascade(config, only=("compressor",))
-    assert pipeline.refiner is None
+    assert pipeline.networks.refiner is None
     assert pipeline.encode(torch.zeros(1, 3, 1, 32, 32)).shape == (1, 16, 1, 1, 1)
 
 

@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 import torch
-from test_cascade import random_video, randomise, tiny_cascade
+from test_cascade import random_video, randomise, tiny_cascade, tiny_networks
 
 from diffusion.models import VideoDiT
 from diffusion.pipelines.conditioning import Conditioning
@@ -14,7 +16,8 @@ from diffusion.pipelines.upscaling import Upscaler, enlarge, reduce
 from diffusion.utils.errors import ConfigError
 
 
-def restored(pipeline, upscaler, video):
+def restored(upscaler, video):
+    pipeline = upscaler.pipeline
     pieces = upscaler.pieces(video.split(2, dim=2))
     vae_latents = pipeline.restore_stream(pieces, video.shape[2], steps=1)
     return torch.cat(list(pipeline.decode_vae_stream(vae_latents, video.shape[2])), dim=2)
@@ -25,7 +28,7 @@ def restored(pipeline, upscaler, video):
 @pytest.mark.parametrize("scale", [2, 4])
 def test_frames_become_larger(condition, size, scale):
     pipeline, video = tiny_cascade(), random_video(3, *size)
-    out = restored(pipeline, Upscaler(pipeline, scale, condition), video)
+    out = restored(Upscaler(pipeline, scale, condition), video)
     # cut to this by whoever knows the video; what is more is padding
     assert out.shape[:3] == video.shape[:3]
     assert all(a >= scale * b for a, b in zip(out.shape[-2:], size, strict=True))
@@ -35,15 +38,14 @@ def test_frames_become_larger(condition, size, scale):
 
 def test_a_refiner_of_vae_latents_needs_no_compressor():
     """The published arrangement: 4 condition channels, x0 are the VAE latents themselves."""
-    pipeline = tiny_cascade()
-    refiner = VideoDiT(condition_channels=4, hidden_size=24, depth=1, num_heads=2)
-    pipeline.refiner = randomise(refiner).eval()
-    pipeline.conditioning = Conditioning(upsampling=4, scale=0.13025)
+    refiner = randomise(VideoDiT(condition_channels=4, hidden_size=24, depth=1, num_heads=2))
+    networks = replace(tiny_networks(), refiner=refiner)
+    pipeline = tiny_cascade(networks, conditioning=Conditioning(upsampling=4, scale=0.13025))
     pipeline.compressor.encode = None
     upscaler, video = Upscaler(pipeline, 4, "vae"), random_video(2, 24, 40)
     (condition, _), *_ = upscaler.pieces([video])
     assert torch.equal(condition, pipeline.encode_vae(video))
-    assert restored(pipeline, upscaler, video).shape == (1, 3, 2, 96, 160)
+    assert restored(upscaler, video).shape == (1, 3, 2, 96, 160)
 
 
 def test_a_condition_that_does_not_fit_the_refiner_is_refused():

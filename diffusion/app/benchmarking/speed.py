@@ -76,17 +76,19 @@ def benchmark(
     """
     names = PARTS if stage == "all" else ("refiner",)
     parts, sources = load_or_draw(config, names, weights)
-    pipeline = assemble(config, parts, device=device, dtype=dtype)
+    pipeline = assemble(with_compute(config, options), parts, device=device, dtype=dtype)
     timer = Timer(device, warmup, repeat)
     result = {
         "model_id": config["model_id"],
         "machine": describe_machine(device),
         "dtype": DTYPE_NAMES[dtype],
+        "compute": asdict(pipeline.compute),
         **asdict(workload),
         "weights": sources,
         "parameters": {name: count_parameters(part) for name, part in parts.items()},
     }
-    prepare(pipeline, options)
+    if options.attention is not None:
+        set_attention(pipeline.refiner, options.attention)
     if stage == "all":
         result["sizes_compared"] = {}
         for frames, height, width in options.compare_sizes:
@@ -95,24 +97,23 @@ def benchmark(
             result["sizes_compared"][other.size] = measured
         result |= measure_stages(pipeline, workload, timer, options.compare_steps)
     size = refiner_size(config, pipeline, workload)
-    result["refiner"] = measure_refiner(pipeline.refiner, size, dtype, timer, options.compare)
+    with pipeline.compute.applied():
+        result["refiner"] = measure_refiner(pipeline.refiner, size, dtype, timer, options.compare)
     return result
 
 
-def prepare(pipeline: CascadePipeline, options: Options) -> None:
-    """Make the networks compute as the options say."""
-    refiner = pipeline.refiner
-    if options.attention is not None:
-        for module in refiner.modules():
-            if isinstance(module, GridAttention):
-                module.attend = attention_backend(options.attention)
-    if options.compiled:
-        for block in refiner.blocks:
-            block.compile()
-    if options.channels_last and pipeline.vae is not None:
-        for module in pipeline.vae.modules():
-            if isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)
+def with_compute(config: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """The config, with what `options` say of speed in place of its own."""
+    cascade = dict(config.get("cascade", {}))
+    chosen = {"compile": options.compiled, "channels_last": options.channels_last}
+    chosen = {name: True for name, given in chosen.items() if given}
+    return {**config, "cascade": {**cascade, "compute": {**cascade.get("compute", {}), **chosen}}}
+
+
+def set_attention(refiner: nn.Module, name: str) -> None:
+    for module in refiner.modules():
+        if isinstance(module, GridAttention):
+            module.attend = attention_backend(name)
 
 
 def load_or_draw(
@@ -176,12 +177,12 @@ def refiner_size(
     with torch.device("meta"):  # only their compression is asked for
         compressor, vae = build_part(config, "compressor"), build_part(config, "vae")
     time_multiple, *space_multiples = pipeline.refiner.size_multiple
-    frames = 1 if workload.frames == 1 else round_up(pipeline.window, time_multiple)
+    frames = 1 if workload.frames == 1 else round_up(pipeline.windows.window, time_multiple)
     sides = []
     for pixels, multiple in zip((workload.height, workload.width), space_multiples, strict=True):
         padded = round_up(pixels, compressor.spatial_compression)
         side = round_up(padded // vae.spatial_compression, multiple)
-        sides.append(min(side, pipeline.tile or side))
+        sides.append(min(side, pipeline.tiles.tile or side))
     return frames, sides[0], sides[1]
 
 

@@ -55,7 +55,9 @@ def upscale(
             yield reduce(video[..., : size[0], : size[1]], scale) if from_original else video
 
     pieces = stages.each("encode", upscaler.pieces(small()))
-    videos = decode_pieces(pipeline, pieces, size, clip.num_frames, run, stages, **sampling)
+    videos = decode_pieces(
+        upscaler.pipeline, pieces, size, clip.num_frames, run, stages, **sampling
+    )
     columns = {ORIGINAL: originals()} if from_original else {}
     columns["bicubic"] = (enlarge(video, scale) for video in small())
     columns[RESULT] = (video[..., : size[0], : size[1]].cpu() for video in videos)

@@ -17,7 +17,7 @@ from diffusion.evaluation.codecs.codec import (
     store,
     weights_digest,
 )
-from diffusion.pipelines.cascade_builder import PARTS, build_cascade, steps_of
+from diffusion.pipelines.cascade_builder import PARTS, build_cascade, sampling_of
 from diffusion.pipelines.padding import pad_reflect
 
 # What a result depends on beside the networks' weights; the rest of a config is about training.
@@ -32,6 +32,8 @@ class CascadeCodec(Codec):
     def __init__(self, name: str, config: str, options: CodecOptions):
         self.name, self.options = name, options
         self.config = load_config(config)
+        # refuses what the model cannot have, before anything is loaded
+        self.sampling = sampling_of(self.config, options.sampler, options.steps)
         self.pipeline = build_cascade(
             self.config, device=options.device, dtype=options.dtype, only=self.parts
         )
@@ -67,9 +69,11 @@ class CascadeCodec(Codec):
 
     def _sampling(self) -> dict[str, Any]:
         """What the decoder draws with."""
-        options = self.options
-        steps = options.steps or steps_of(self.config)
-        return {"steps": steps, "sampler": options.sampler, "seed": options.seed}
+        return {
+            "steps": self.sampling.steps,
+            "sampler": self.sampling.sampler,
+            "seed": self.options.seed,
+        }
 
 
 class PreviewCodec(CascadeCodec):
@@ -97,8 +101,7 @@ class VAECodec(CascadeCodec):
         return store(self.pipeline.encode_vae(padded), video)
 
     def decode(self, encoded: Encoded) -> Tensor:
-        latents = encoded.data.float().to(self.options.device)
-        return restored(self.pipeline.decode_vae(latents), encoded)
+        return restored(self.pipeline.decode_vae(encoded.data.float()), encoded)
 
     def facts(self) -> dict[str, Any]:
         vae = self.pipeline.vae

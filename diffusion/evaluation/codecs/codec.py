@@ -15,12 +15,12 @@ STORED_BITS = 16  # of a latent value: float16
 
 @dataclass(frozen=True)
 class CodecOptions:
-    """steps, sampler, seed: of codecs that restore by diffusion; steps None: each config's own."""
+    """steps, sampler, seed: of codecs that restore by diffusion; None: each config's own."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     steps: int | None = None
-    sampler: str = "euler_a"
+    sampler: str | None = None
     seed: int = 0
 
 

@@ -20,8 +20,8 @@ from diffusion.evaluation.codecs.codec import (
     weights_digest,
 )
 from diffusion.evaluation.quiet_libraries import quiet_diffusers
-from diffusion.pipelines.cascade import inference
 from diffusion.pipelines.padding import pad_reflect
+from diffusion.utils.compute import inference
 from diffusion.utils.errors import UserError, WeightsError
 from diffusion.utils.frames import map_frames
 

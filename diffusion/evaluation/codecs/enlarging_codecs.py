@@ -18,6 +18,7 @@ from diffusion.evaluation.codecs.codec import (
     restored,
     store,
 )
+from diffusion.pipelines.cascade import CascadePipeline
 from diffusion.pipelines.interpolation import (
     repeat,
     stretch,
@@ -36,10 +37,15 @@ FACTOR: Final = 4  # of height and width, or of the frame rate
 class EnlargingCodec(CascadeCodec):
     """The cascade from other pieces than its own semantic latents."""
 
-    def _restore(self, pieces: Iterable[tuple[Tensor, Tensor]], num_frames: int) -> Tensor:
+    def _restore(
+        self,
+        pipeline: CascadePipeline,
+        pieces: Iterable[tuple[Tensor, Tensor]],
+        num_frames: int,
+    ) -> Tensor:
         """Conditions, and what stands for the preview -> (B, 3, num_frames, H', W')."""
-        latents = self.pipeline.restore_stream(pieces, num_frames, **self._sampling())
-        return torch.cat(list(self.pipeline.decode_vae_stream(latents, num_frames)), dim=2)
+        latents = pipeline.restore_stream(pieces, num_frames, **self._sampling())
+        return torch.cat(list(pipeline.decode_vae_stream(latents, num_frames)), dim=2)
 
 
 class UpscaleCodec(EnlargingCodec):
@@ -54,7 +60,7 @@ class UpscaleCodec(EnlargingCodec):
 
     def decode(self, encoded: Encoded) -> Tensor:
         pieces = self.upscaler.pieces([encoded.data.float()])
-        return restored(self._restore(pieces, encoded.size[0]), encoded)
+        return restored(self._restore(self.upscaler.pipeline, pieces, encoded.size[0]), encoded)
 
     def facts(self) -> dict[str, Any]:
         return latent_facts(FACTOR, 1, 3, self._networks())
@@ -73,7 +79,8 @@ class InterpolateCodec(EnlargingCodec):
         known = encoded.data.float()
         pieces = stretched_pieces(self.pipeline, [known], FACTOR)
         num_frames = stretched_length(known.shape[2], FACTOR)
-        return restored(as_long(self._restore(pieces, num_frames), encoded), encoded)
+        video = self._restore(self.pipeline, pieces, num_frames)
+        return restored(as_long(video, encoded), encoded)
 
     def facts(self) -> dict[str, Any]:
         return latent_facts(1, FACTOR, 3, self._networks())

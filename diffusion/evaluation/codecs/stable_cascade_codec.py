@@ -22,7 +22,8 @@ from diffusion.evaluation.codecs.diffusers_codec import cannot_be_loaded
 from diffusion.evaluation.quiet_libraries import quiet_diffusers, quiet_transformers
 from diffusion.models.semantic_compressor import SemanticCompressor
 from diffusion.models.weights import load_weights
-from diffusion.pipelines.cascade import inference, pad_reflect
+from diffusion.pipelines.padding import pad_reflect
+from diffusion.utils.compute import inference
 from diffusion.utils.errors import WeightsError
 from diffusion.utils.frames import map_frames
 

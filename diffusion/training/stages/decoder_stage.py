@@ -77,7 +77,7 @@ class DecoderStage(Stage):
         return cascade.restore(cascade.encode(video), steps=steps, seed=seed)
 
     def reconstruct(self, parts: Mapping[str, nn.Module], video: Tensor) -> Tensor:
-        """By the cascade, with its usual number of steps."""
+        """By the cascade, sampled as the config says."""
         vae = deepcopy(self.vae)
         change(vae.decoder, parts["decoder_change"])
         refiner = self.networks.get("refiner", video.device)

@@ -52,6 +52,8 @@ class DistillationStage(RefinerStage):
             raise ConfigError(
                 f"train.stage.steps={steps} is not in 1..{noise.num_train_timesteps // 2}"
             )
+        if networks is not None:
+            networks.check_sampling(steps, "ddim")
         self.steps = steps
         load_weights(refiner, resolve(teacher))
         self.teacher = deepcopy(refiner).requires_grad_(False)

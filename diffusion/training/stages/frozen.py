@@ -1,14 +1,14 @@
 """The networks that a stage needs beside those it trains."""
 
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import nn
 
 from diffusion.pipelines.cascade import CascadePipeline
-from diffusion.pipelines.cascade_builder import assemble, build_part, load_parts
+from diffusion.pipelines.cascade_builder import assemble, build_part, load_parts, sampling_of
+from diffusion.utils.errors import ConfigError
 
 
 class FrozenNetworks:
@@ -49,6 +49,17 @@ class FrozenNetworks:
             network.to(device)
         return network
 
+    def check_sampling(self, steps: int, sampler: str | None = None) -> None:
+        """Refuse a config that would sample what it trains otherwise than it is trained for."""
+        sampling = sampling_of(self.config)
+        wanted = {"steps": steps} | ({"sampler": sampler} if sampler is not None else {})
+        for name, value in wanted.items():
+            if getattr(sampling, name) != value:
+                raise ConfigError(
+                    f"train.stage: this student is sampled with {name}={value!r}, and the config "
+                    f"has {getattr(sampling, name)!r}; set reconstruct.{name}={value!r}"
+                )
+
     def pipeline(self, device: torch.device, *more: str) -> CascadePipeline:
         """The pipeline of frozen networks alone, in the precision of the training step.
 
@@ -67,12 +78,7 @@ class FrozenNetworks:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ) -> CascadePipeline:
-        """The pipeline of the config around `parts`, as they are now, and the others it needs."""
-        # The pipeline freezes what it is given; what still trains must not be.
-        parts = {
-            name: deepcopy(part) if any(p.requires_grad for p in part.parameters()) else part
-            for name, part in parts.items()
-        }
+        """The pipeline of the config around `parts` and the others that it needs."""
         uses_base = self.config.get("conditioning", {}).get("residual_std") is not None
         names = {"compressor", "vae", *(["previewer"] if uses_base else [])} - parts.keys()
         others = {name: self.get(name, device) for name in names}

@@ -130,6 +130,7 @@ class OneStepStage(PictureStage):
     ):
         if noise.is_flow:
             raise ConfigError("OneStepStage starts at a timestep, which a flow does not have")
+        networks.check_sampling(steps=1)
         super().__init__(
             refiner=refiner,
             noise=noise,
@@ -156,5 +157,4 @@ class OneStepStage(PictureStage):
     def reconstruct(self, parts: Mapping[str, nn.Module], video: Tensor) -> Tensor:
         refiner = deepcopy(self.refiner)
         change(refiner, parts["refiner_change"])
-        pipeline = self.networks.cascade({"refiner": refiner}, video.device)
-        return pipeline.reconstruct(video, steps=1)
+        return self.networks.cascade({"refiner": refiner}, video.device).reconstruct(video)

@@ -129,9 +129,8 @@ class RefinerStage(Stage):
         return self.parts[name] if name in self.parts else self._networks().get(name, like.device)
 
     def reconstruct(self, parts: Mapping[str, nn.Module], video: Tensor) -> Tensor:
-        """By the cascade of the config, with `parts` in it and its usual number of steps."""
-        pipeline = self._networks().cascade(parts, video.device)
-        return pipeline.reconstruct(video, sampler="euler" if self.noise.is_flow else "euler_a")
+        """By the cascade of the config, with `parts` in it, sampled as the config says."""
+        return self._networks().cascade(parts, video.device).reconstruct(video)
 
     def _networks(self) -> FrozenNetworks:
         if self.networks is None:

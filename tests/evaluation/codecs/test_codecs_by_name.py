@@ -202,10 +202,10 @@ def test_a_quarter_of_the_size_is_restored(tiny_config, name, condition):
     encoded = codec.encode(clip)
     assert encoded.data.shape == (1, 3, 3, 18, 24)  # 70 rows become 72
     assert codec.facts()["bits_per_pixel"] == build_codec("bicubic:3/16").facts()["bits_per_pixel"]
-    pipeline = build_cascade(load_config(tiny_config))
-    pieces = Upscaler(pipeline, 4, condition).pieces([encoded.data.float()])
-    latents = torch.cat(list(pipeline.restore_stream(pieces, 3, steps=1)), dim=2)
-    expected = pipeline.decode_vae(latents)[..., :70, :96]
+    upscaler = Upscaler(build_cascade(load_config(tiny_config)), 4, condition)
+    pieces = upscaler.pieces([encoded.data.float()])
+    latents = torch.cat(list(upscaler.pipeline.restore_stream(pieces, 3, steps=1)), dim=2)
+    expected = upscaler.pipeline.decode_vae(latents)[..., :70, :96]
     torch.testing.assert_close(codec.decode(encoded), expected)
 
 

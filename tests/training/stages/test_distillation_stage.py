@@ -19,6 +19,11 @@ def teacher(config, tmp_path):
     return teacher_file(config, tmp_path)
 
 
+def student_of(config, steps, **options):
+    config["reconstruct"].update(sampler="ddim", steps=steps)
+    return stage_of(config, DistillationStage, steps=steps, **options)
+
+
 def sampled(network, stage, condition, noise, steps):
     sampler = build_sampler(
         "ddim",
@@ -31,7 +36,7 @@ def sampled(network, stage, condition, noise, steps):
 
 @pytest.mark.parametrize("steps", [1, 4, 7])
 def test_times_are_those_of_the_sampler(config, teacher, steps):
-    stage = stage_of(config, DistillationStage, teacher=teacher, steps=steps)
+    stage = student_of(config, steps, teacher=teacher)
     for count, factor in ((2 * steps, 1), (steps, 2)):
         sampler = build_sampler("ddim", num_inference_steps=count)
         ours = stage.time(factor * torch.arange(count, 0, -1))
@@ -40,7 +45,7 @@ def test_times_are_those_of_the_sampler(config, teacher, steps):
 
 
 def test_a_student_learns_to_take_one_step_for_two(config, teacher):
-    stage = stage_of(config, DistillationStage, teacher=teacher, steps=1, image_share=0.0)
+    stage = student_of(config, 1, teacher=teacher, image_share=0.0)
     batch = latent_batch(count=1)
     condition = stage.conditioning.join(batch.semantic, batch.base)
     noise = torch.randn(1, 4, *condition.shape[2:], generator=torch.Generator().manual_seed(5))
@@ -63,7 +68,7 @@ def test_a_student_learns_to_take_one_step_for_two(config, teacher):
 
 
 def test_the_teacher_stays_and_is_not_saved(config, teacher):
-    stage = stage_of(config, DistillationStage, teacher=teacher, steps=2)
+    stage = student_of(config, 2, teacher=teacher)
     assert list(stage.parts) == ["refiner"]
     before = {name: value.clone() for name, value in stage.teacher.state_dict().items()}
     sum(stage.loss(latent_batch(), Draws(seed=0, step=0, first=0, count=2)).values()).backward()
@@ -74,15 +79,20 @@ def test_the_teacher_stays_and_is_not_saved(config, teacher):
 def test_what_cannot_work_is_refused(config, teacher, tmp_path):
     with pytest.raises(ConfigError, match=r"steps=0 is not in 1\.\.500"):
         stage_of(config, DistillationStage, teacher=teacher, steps=0)
+    with pytest.raises(ConfigError, match=r"steps=3, .* has 8; set reconstruct.steps=3"):
+        stage_of(config, DistillationStage, teacher=teacher, steps=3)
+    config["reconstruct"]["steps"] = 3
+    with pytest.raises(ConfigError, match=r"has 'euler_a'; set reconstruct.sampler='ddim'"):
+        stage_of(config, DistillationStage, teacher=teacher, steps=3)
     with pytest.raises(WeightsError, match="missing"):
-        stage_of(config, DistillationStage, teacher=str(tmp_path / "missing.safetensors"), steps=1)
+        student_of(config, 1, teacher=str(tmp_path / "missing.safetensors"))
 
 
 def test_a_model_with_learned_variance_is_distilled_too(tiny_config, tmp_path):
     """As the published one: the variance is learned beside, and steps the teacher's mean alone."""
     config = config_of(tiny_config, *PUBLISHED)
     teacher = teacher_file(config, tmp_path)
-    stage = stage_of(config, DistillationStage, teacher=teacher, steps=2, image_share=0.0)
+    stage = student_of(config, 2, teacher=teacher, image_share=0.0)
 
     def loss():
         draws = Draws(seed=0, step=0, first=0, count=2)

@@ -87,23 +87,28 @@ def test_encoded_clips_have_no_pictures(config):
         stage_of(config, PictureStage).loss(latent_batch(), draws())
 
 
+def student_of(config, teacher, **options):
+    config["reconstruct"]["steps"] = 1
+    return stage_of(config, OneStepStage, teacher=teacher, **options)
+
+
 class TestOneStep:
     def test_the_students_time_is_the_samplers_first(self, config, teacher):
-        stage = stage_of(config, OneStepStage, teacher=teacher)
+        stage = student_of(config, teacher)
         options = {"num_inference_steps": 1, "euler_a_spacing": "angle"}
         for name in ("ddim", "euler_a"):
             sampler = build_sampler(name, prediction_type="v_prediction", **options)
             assert stage.times(draws()).tolist() == [int(sampler.timesteps[0])] * 2
 
     def test_only_the_change_is_trained_and_saved(self, config, teacher):
-        stage = stage_of(config, OneStepStage, teacher=teacher)
+        stage = student_of(config, teacher)
         assert stage.parts.keys() == {"refiner_change", "discriminator"}
         before = copy.deepcopy(stage.refiner.state_dict())
         train(stage, 2)
         only_the_change_moved(stage.parts["refiner_change"], before, stage.refiner)
 
     def test_the_student_learns_and_commands_use_it(self, config, teacher, tmp_path):
-        stage = stage_of(config, OneStepStage, teacher=teacher, **PIXELS)
+        stage = student_of(config, teacher, **PIXELS)
         values = train(stage, 24)
         assert max(values[-4:]) < min(values[:4])
 
@@ -112,13 +117,17 @@ class TestOneStep:
         config["weights"].update(refiner=teacher, refiner_change=str(change))
         video = video_batch(count=1).video
         wanted = stage.reconstruct(stage.parts, video)
-        got = build_cascade(config).reconstruct(video, steps=1)
+        got = build_cascade(config).reconstruct(video)
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
         config["weights"].pop("refiner_change")
-        untaught = build_cascade(config).reconstruct(video, steps=1)
+        untaught = build_cascade(config).reconstruct(video)
         assert (untaught - wanted).abs().max() > 1e-3
+
+    def test_a_config_that_samples_more_steps_is_refused(self, config, teacher):
+        with pytest.raises(ConfigError, match=r"sampled with steps=1, .* set reconstruct.steps=1"):
+            stage_of(config, OneStepStage, teacher=teacher)
 
     def test_a_flow_has_no_timesteps(self, config, teacher):
         config["noise"]["prediction_type"] = "flow_prediction"
         with pytest.raises(ConfigError, match="a flow does not have"):
-            stage_of(config, OneStepStage, teacher=teacher)
+            student_of(config, teacher)

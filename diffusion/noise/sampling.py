@@ -1,0 +1,55 @@
+"""How a model is sampled: which sampler, in how many steps."""
+
+from dataclasses import dataclass, replace
+
+from diffusers import SchedulerMixin
+
+from diffusion.noise.gaussian import GaussianDiffusion
+from diffusion.noise.samplers import build_sampler, check_name, check_sampler, suited_sampler
+from diffusion.utils.errors import ConfigError
+
+SPACINGS = ("even", "angle")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """sampler, steps: see build_sampler. Without a sampler it is the one that suits the model.
+
+    euler_a_spacing, published: likewise.
+    """
+
+    sampler: str | None = None
+    steps: int = 8
+    euler_a_spacing: str = "even"
+    published: bool = False
+
+    def __post_init__(self):
+        if self.sampler is not None:
+            check_name(self.sampler)
+        if self.steps < 1:
+            raise ConfigError(f"steps={self.steps} must be at least 1")
+        if self.euler_a_spacing not in SPACINGS:
+            raise ConfigError(f"euler_a_spacing {self.euler_a_spacing!r} is not 'even' or 'angle'")
+
+    def changed(self, sampler: str | None = None, steps: int | None = None) -> "Sampling":
+        """With another sampler or number of steps, where they are given."""
+        given = {"sampler": sampler, "steps": steps}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    def of(self, noise: GaussianDiffusion) -> "Sampling":
+        """With a sampler that can follow this process; ConfigError if the given one cannot."""
+        name = self.sampler or suited_sampler(noise.prediction_type)
+        check_sampler(name, self.steps, noise.prediction_type, noise.num_train_timesteps)
+        return replace(self, sampler=name)
+
+    def scheduler(self, noise: GaussianDiffusion) -> SchedulerMixin:
+        """What samples this process."""
+        return build_sampler(
+            self.sampler or suited_sampler(noise.prediction_type),
+            num_inference_steps=self.steps,
+            prediction_type=noise.prediction_type,
+            num_train_timesteps=noise.num_train_timesteps,
+            beta_schedule=noise.beta_schedule,
+            euler_a_spacing=self.euler_a_spacing,
+            published=self.published,
+        )
