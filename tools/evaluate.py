@@ -58,7 +58,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # not above: --help need not wait for torch
-    from diffusion.app.evaluating import evaluation_run as app
+    from diffusion.app.evaluating import evaluation_request as request
+    from diffusion.app.evaluating.evaluation_run import measure_part
+    from diffusion.app.evaluating.publication import Publication
+    from diffusion.app.evaluating.workers import parse_part, start_workers
     from diffusion.evaluation.codecs.codecs_by_name import CodecOptions
     from diffusion.evaluation.protocol import get_protocol
     from diffusion.noise.sampling import Sampling
@@ -67,24 +70,24 @@ def main(args: argparse.Namespace) -> None:
     config = "compact" if args.config == DEFAULT_CONFIG else args.config
     models = [config, *(name for text in args.models for name in re.split(r"[,\s]+", text) if name)]
     protocol = get_protocol(args.protocol)
-    what = app.Evaluation(
+    what = request.Evaluation(
         list(dict.fromkeys(models)),
-        app.name_videos(protocol.select(args.videos)),
+        request.name_videos(protocol.select(args.videos)),
         protocol,
-        app.choose_metrics(args.metrics, args.dino, args.clip),
+        request.choose_metrics(args.metrics, args.dino, args.clip),
         args.output,
+        request.choose_dimensions(args.vbench),
     )
-    dimensions = app.choose_dimensions(args.vbench)
-    part = app.parse_part(args.part)
+    part = parse_part(args.part)
     chosen = device_options(args, part.index)
+    publication = Publication(what, chosen["device"])
     if args.workers > 1:
-        app.start_workers(args.workers)
+        start_workers(args.workers)
     else:
         sampling = (args.steps, args.sampler, args.seed)
-        app.measure_part(what, CodecOptions(chosen["device"], chosen["dtype"], *sampling), part)
-    results = app.collect(what, chosen["device"])
-    if args.part is None and app.is_finished(results, what.models):
-        app.publish(results, args.output, dimensions, chosen["device"])
+        measure_part(what, CodecOptions(chosen["device"], chosen["dtype"], *sampling), part)
+    publication.collect()
+    publication.publish_once(again=part.index == 0)
 
 
 if __name__ == "__main__":

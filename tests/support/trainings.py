@@ -1,19 +1,20 @@
 """Trainings of the tiny cascade: in this process, and in processes that start quickly."""
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
 import sys
 from dataclasses import replace
 from math import nan
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import tiny
 import torch
 from accelerate import DistributedType, PartialState
+from forked import PROCESSES
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
@@ -119,13 +120,10 @@ def line_trainer(
     )
 
 
-# Other processes. They are forked from one that has imported what takes seconds to import.
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["diffusion.training.trainer_builder"])
+# Other processes.
 
 
-def start(target, *arguments) -> multiprocessing.Process:
+def start(target, *arguments) -> BaseProcess:
     process = PROCESSES.Process(target=quiet, args=(target, *arguments))
     process.start()
     return process
@@ -165,7 +163,7 @@ def free_port() -> int:
 
 def train_together(
     world_size: int, path: Path, work_dir: Path, overrides: tuple[str, ...] = (), **options
-) -> list[multiprocessing.Process]:
+) -> list[BaseProcess]:
     """Start `world_size` processes that train as one; returns them when they have ended."""
     port = free_port()
     processes = [

@@ -13,7 +13,8 @@ import torch
 from commands import start_process
 from video_files import encode, moving_frames
 
-from diffusion.app.evaluating.evaluation_run import name_videos, parse_part
+from diffusion.app.evaluating.evaluation_request import name_videos
+from diffusion.app.evaluating.workers import parse_part
 from diffusion.app.training.encode_set import Part
 from diffusion.config import ROOT
 from diffusion.data.transforms import resize_short_edge
