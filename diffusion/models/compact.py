@@ -12,9 +12,13 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
 from torch import Tensor, nn
 
+from diffusion.models.autoencoder import Autoencoder
+from diffusion.models.network import Network
 from diffusion.utils.frames import map_frames
 
 
@@ -172,11 +176,12 @@ class BlockDecoder(nn.Module):
         return self.linear.decode(latents) + F.pixel_shuffle(self.head(x), self.stem)
 
 
-class CompactCompressor(nn.Module):
+class CompactCompressor(Network):
     """Semantic compressor of the embedded model, with SemanticCompressor's interface."""
 
     temporal_compression = 1
 
+    @register_to_config
     def __init__(
         self,
         *,
@@ -193,14 +198,16 @@ class CompactCompressor(nn.Module):
         self.encoder = BlockEncoder(latent_channels, stem, channels, depths, blocks)
         self.spatial_compression = self.encoder.spatial_compression
 
+    @apply_forward_hook
     def encode(self, video: Tensor) -> Tensor:
         """(B, 3, F, H, W) in [-1, 1] -> (B, latent_channels, F, H/s, W/s), about unit variance."""
         return map_frames(self.encoder, video, self.frames_per_chunk)
 
 
-class CompactPreviewer(nn.Module):
+class CompactPreviewer(Network):
     """Decodes semantic latents to full-size pixels without diffusion ("without LDM")."""
 
+    @register_to_config
     def __init__(
         self,
         *,
@@ -217,12 +224,13 @@ class CompactPreviewer(nn.Module):
         self.decoder = BlockDecoder(latent_channels, stem, channels, depths, blocks)
         self.upscaling = self.decoder.spatial_compression
 
+    @apply_forward_hook
     def decode(self, latents: Tensor) -> Tensor:
         """(B, latent_channels, F, h, w) -> (B, 3, F, h*s, w*s) in [-1, 1]."""
         return map_frames(self.decoder, latents, self.frames_per_chunk).clamp(-1, 1)
 
 
-class CompactVAE(nn.Module):
+class CompactVAE(Autoencoder):
     """Frame-wise f8, 4-channel autoencoder with VideoVAE's interface.
 
     The posterior is a Gaussian of fixed width: `posterior_std` in units of the latents, which have
@@ -234,6 +242,7 @@ class CompactVAE(nn.Module):
     scaling_factor, shift_factor = 1.0, 0.0
     decode_overlap = 0  # frames are decoded alone
 
+    @register_to_config
     def __init__(
         self,
         *,
@@ -259,6 +268,7 @@ class CompactVAE(nn.Module):
         """(B, 3, F, H, W) in [-1, 1] -> mean (B, latent_channels, F, H/8, W/8), and the width."""
         return map_frames(self.encoder, video, self.frames_per_chunk), self.posterior_std
 
+    @apply_forward_hook
     def encode(
         self,
         video: Tensor,
@@ -272,6 +282,7 @@ class CompactVAE(nn.Module):
         noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
         return mean + std * noise
 
+    @apply_forward_hook
     def decode(self, latents: Tensor) -> Tensor:
         """(B, latent_channels, F, h, w) -> (B, 3, F, 8h, 8w), about [-1, 1], not clamped."""
         return map_frames(self.decoder, latents, self.frames_per_chunk)

@@ -6,15 +6,17 @@ per block (adaLN-single, PixArt-alpha, Chen et al. 2023, section 2.3).
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
+from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from diffusion.models.embeddings import TimestepEmbedder, position_dims, video_positions
 from diffusion.models.grid_attention import Grid, GridAttention, parse_grid
+from diffusion.models.network import Network
 from diffusion.utils.errors import ConfigError, UserError
 
 TIMESTEP_DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -126,7 +128,7 @@ class FinalLayer(nn.Module):
         return rearrange(patches, "b f h w (p q c) -> b c f (h p) (w q)", p=p, q=p)
 
 
-class VideoDiT(nn.Module):
+class VideoDiT(Network):
     """Predicts noise (or what its training asked for) from noisy latents and a condition.
 
     `grids` has one entry per block (see parse_grid) and repeats when it is shorter than the depth.
@@ -136,6 +138,14 @@ class VideoDiT(nn.Module):
     published weights did: to 0.5 above 512, to 0.25 above 256, and so on.
     """
 
+    _supports_gradient_checkpointing = True
+    _supports_group_offloading = True
+    _no_split_modules: ClassVar = ["Block"]
+    _repeated_blocks: ClassVar = ["Block"]
+    # their dtype is asked for before they are called
+    _skip_layerwise_casting_patterns = ("x_embedder", "t_embedder")
+
+    @register_to_config
     def __init__(
         self,
         *,
@@ -171,7 +181,7 @@ class VideoDiT(nn.Module):
         self.out_channels = 2 * latent_channels if learned_variance else latent_channels
         self.position_interpolation = position_interpolation
         self.timestep_dtype = TIMESTEP_DTYPES[timestep_dtype]
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing = False
 
         cycle = [parse_grid(entry) for entry in (grids or [None])]
         self.grids = tuple(cycle[i % len(cycle)] for i in range(depth))
@@ -191,6 +201,8 @@ class VideoDiT(nn.Module):
         )
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self.initialize()
+        if gradient_checkpointing:
+            self.enable_gradient_checkpointing()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -262,8 +274,8 @@ class VideoDiT(nn.Module):
         block_embedding = rearrange(self.t_block(block_embedding), "b f (k d) -> b f k d", k=6)
         for block, grid in zip(self.blocks, self.grids, strict=True):
             grid = grid.of_single_frames() if image_mode else grid
-            if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, block_embedding, grid, use_reentrant=False)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = self._gradient_checkpointing_func(block, x, block_embedding, grid)
             else:
                 x = block(x, block_embedding, grid)
         # latents stay in the caller's precision whatever the weights are in

@@ -2,32 +2,39 @@
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from diffusion.models.network import Network
 from diffusion.models.weights import check_fits, read_state_dict, widened
 
 log = logging.getLogger(__name__)
 
 
-class LowRank(nn.Module):
+class LowRank(Network):
     """W + up @ down for some layers of a network (LoRA, Hu et al. 2021, arXiv:2106.09685, eq. 3).
 
     Its parameters are `<layer>.down` (rank, in) and `<layer>.up` (out, rank), with "/" for the dots
     in a layer's name; of a convolution, "in" counts the values under its kernel. `up` starts at
     zero: no change.
-
-    layers: their names (see `layers_of`).
     """
 
-    def __init__(self, network: nn.Module, rank: int, layers: Iterable[str]):
+    @register_to_config
+    def __init__(self, rank: int, layers: Mapping[str, Sequence[int]]):
+        """layers: name of each -> (in, out)."""
         super().__init__()
-        for name in layers:
-            weight = network.get_submodule(name).weight
-            self.add_module(name.replace(".", "/"), LayerChange(weight, rank))
+        for name, (values_in, values_out) in layers.items():
+            self.add_module(name.replace(".", "/"), LayerChange(values_in, values_out, rank))
+
+    @classmethod
+    def beside(cls, network: nn.Module, rank: int, layers: Iterable[str]) -> "LowRank":
+        """Of these layers of a network, which stays as it is (see `layers_of` for the names)."""
+        weights = {name: network.get_submodule(name).weight for name in layers}
+        return cls(rank, {name: [w[0].numel(), len(w)] for name, w in weights.items()})
 
     def start_from(self, path: str | Path) -> None:
         """Make the change that a file makes, which may be of a lower rank than this one.
@@ -55,10 +62,10 @@ class LowRank(nn.Module):
 class LayerChange(nn.Module):
     """up @ down, (out, in)."""
 
-    def __init__(self, weight: Tensor, rank: int):
+    def __init__(self, values_in: int, values_out: int, rank: int):
         super().__init__()
-        self.down = nn.Parameter(torch.empty(rank, weight[0].numel()))
-        self.up = nn.Parameter(torch.zeros(len(weight), rank))
+        self.down = nn.Parameter(torch.empty(rank, values_in))
+        self.up = nn.Parameter(torch.zeros(values_out, rank))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self) -> Tensor:
@@ -76,7 +83,7 @@ def apply_low_rank(network: nn.Module, path: str | Path) -> None:
     rank = min((len(value) for key, value in state.items() if key.endswith(".down")), default=1)
     named = {key.rpartition(".")[0].replace("/", ".") for key in state}
     layers = [name for name in layers_of(network, nn.Linear, nn.Conv2d) if name in named]
-    low_rank = LowRank(network, rank, layers)
+    low_rank = LowRank.beside(network, rank, layers)
     check_fits(low_rank, state, path)
     low_rank.load_state_dict(state)
     change(network, low_rank)

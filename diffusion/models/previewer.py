@@ -1,11 +1,14 @@
 """The previewer: a small convolutional decoder from semantic latents to a quarter-size video."""
 
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from diffusion.models.network import Network
 from diffusion.utils.frames import map_frames
 
 
-class Previewer(nn.Module):
+class Previewer(Network):
     """Shows what the semantic latents hold without any diffusion, at 1/4 of the video's size.
 
     Parameter names are those of the published `previewer.safetensors`. Meant to run in eval mode.
@@ -13,6 +16,7 @@ class Previewer(nn.Module):
 
     latent_channels, upscaling = 16, 8
 
+    @register_to_config
     def __init__(self, frames_per_chunk: int = 8) -> None:
         """frames_per_chunk: frames per network call; it bounds memory, not the result."""
         super().__init__()
@@ -29,6 +33,7 @@ class Previewer(nn.Module):
             nn.Conv2d(128, 3, kernel_size=1),
         )
 
+    @apply_forward_hook
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 16, F, h, w) -> (B, 3, F, 8h, 8w) in [-1, 1]."""
         return map_frames(self.forward, latents, self.frames_per_chunk)

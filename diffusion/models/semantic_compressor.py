@@ -1,14 +1,17 @@
 """The semantic compressor: every frame becomes a very small latent, 32x in height and width."""
 
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torchvision.models import efficientnet_v2_s
 
+from diffusion.models.network import Network
 from diffusion.utils.errors import UserError
 from diffusion.utils.frames import map_frames
 from diffusion.utils.imagenet import imagenet_statistics
 
 
-class SemanticCompressor(nn.Module):
+class SemanticCompressor(Network):
     """EfficientNetV2-S features and a 1x1 mapper to 16 channels, normalised per channel.
 
     Frames are independent and the encoding is deterministic. Parameter names are those of the
@@ -18,6 +21,7 @@ class SemanticCompressor(nn.Module):
 
     latent_channels, spatial_compression, temporal_compression = 16, 32, 1
 
+    @register_to_config
     def __init__(self, frames_per_chunk: int = 8) -> None:
         """frames_per_chunk: frames per backbone call; it bounds memory, not the result."""
         super().__init__()
@@ -31,6 +35,7 @@ class SemanticCompressor(nn.Module):
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
 
+    @apply_forward_hook
     def encode(self, video: Tensor) -> Tensor:
         """(B, 3, F, H, W) in [-1, 1] -> (B, 16, F, H/32, W/32)."""
         height, width = video.shape[-2:]

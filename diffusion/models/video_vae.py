@@ -3,24 +3,30 @@
 from collections.abc import Sequence
 
 import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
+from diffusion.models.autoencoder import Autoencoder
 from diffusion.utils.errors import UserError
 from diffusion.utils.frames import map_frames
 from diffusion.utils.progress import track
 from diffusion.utils.spans import span_starts, span_weights
 
 
-class VideoVAE(nn.Module):
+class VideoVAE(Autoencoder):
     """Encodes every frame by itself; decodes spans of frames with layers that mix them in time.
 
     Latents that go in and out are model-ready: shifted and scaled for the diffusion model.
     Parameter names are those of the published `vae` folder.
     """
 
+    _supports_gradient_checkpointing = True
+
     temporal_compression = 1
 
+    @register_to_config
     def __init__(
         self,
         block_out_channels: Sequence[int] = (128, 256, 512, 512),
@@ -67,6 +73,7 @@ class VideoVAE(nn.Module):
         self.decode_chunk = decode_chunk
         self.decode_overlap = decode_overlap
 
+    @apply_forward_hook
     def encode(
         self,
         video: Tensor,
@@ -100,6 +107,7 @@ class VideoVAE(nn.Module):
         # Only keeps exp() finite; trained networks stay well inside.
         return mean, (log_variance.clamp(-30, 20) / 2).exp()
 
+    @apply_forward_hook
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, F, h, w) -> (B, 3, F, H, W), about [-1, 1] and not clamped; any F from 1."""
         latents = latents / self.scaling_factor + self.shift_factor

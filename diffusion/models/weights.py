@@ -4,10 +4,11 @@ Foreign files become state dicts with our names here and nowhere else; the pickl
 DiT is the only one that is ever read, and only as `weights_only`.
 """
 
+import json
 import logging
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -23,8 +24,14 @@ log = logging.getLogger(__name__)
 StateDict = dict[str, Tensor]
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt")
-# The weights of a diffusers model folder, such as Stable Video Diffusion's `vae`, best first.
-FOLDER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+# The weights of a diffusers model folder, such as Stable Video Diffusion's `vae`, best first. Large
+# ones are in several files, and an index says in which.
+FOLDER_FILE = "diffusion_pytorch_model"
+FOLDER_FILES = (f"{FOLDER_FILE}.safetensors", f"{FOLDER_FILE}.fp16.safetensors")
+FOLDER_INDEXES = (
+    f"{FOLDER_FILE}.safetensors.index.json",
+    f"{FOLDER_FILE}.safetensors.index.fp16.json",
+)
 # Position tables that training code stored in checkpoints; ours are computed.
 POSITION_KEYS = ("pos_embed", "base_model.pos_embed", "model.pos_embed")
 # The layer of the transformer that sees the condition.
@@ -79,15 +86,21 @@ def read_state_dict(path: str | Path, *, use_ema: bool = False) -> StateDict:
     use_ema: the averaged weights of a `.pth`.
     """
     path = Path(path)
-    if path.is_dir():
-        path = _file_in_folder(path)
-    finish_replacing(path.parent)
+    files = _files_in_folder(path) if path.is_dir() else [path]
+    finish_replacing(files[0].parent)
+    if use_ema and path.suffix not in CHECKPOINT_SUFFIXES:
+        raise WeightsError(f"{path}: only a .pth checkpoint can hold averaged (EMA) weights")
+    state = {}
+    for file in files:
+        state |= _read_file(file, use_ema)
+    return state
+
+
+def _read_file(path: Path, use_ema: bool) -> StateDict:
     if not path.exists():
         raise WeightsError(f"{path}: no such weights file; {_remedy(path)}")
     if path.suffix in CHECKPOINT_SUFFIXES:
         return adapt_dit_state_dict(_read_checkpoint(path, use_ema))
-    if use_ema:
-        raise WeightsError(f"{path}: only a .pth checkpoint can hold averaged (EMA) weights")
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
@@ -107,28 +120,33 @@ def adapt_dit_state_dict(state: Mapping[str, Tensor]) -> StateDict:
 
 def check_fits(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
     """Refuse a state dict that is not exactly the module's; `source` is named in the error."""
-    own = module.state_dict()
-    # Batch norms count their training batches for nobody, and older files lack the counters.
-    needed = [key for key in own if not key.endswith(".num_batches_tracked")]
-    missing = [key for key in needed if key not in state]
-    unexpected = [key for key in state if key not in own]
-    kind = type(module).__name__
-    if missing or unexpected:
-        problems = [
-            f"{len(keys)} {label} ({_first(keys)})"
-            for label, keys in (("missing", missing), ("unexpected", unexpected))
-            if keys
-        ]
-        raise WeightsError(
-            f"{source}: not the weights of this {kind}: {' and '.join(problems)}; "
-            "check that the file and the config belong together"
-        )
+    own, kind = module.state_dict(), type(module).__name__
+    missing = [key for key in own if key not in state]
+    check_names(kind, missing, [key for key in state if key not in own], source)
     wrong = [key for key in state if state[key].shape != own[key].shape]
     if wrong:
         others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise WeightsError(
             f"{source}: {wrong[0]} is {_shape(state[wrong[0]])} but this {kind} needs "
             f"{_shape(own[wrong[0]])}{others}; check that the file and the config belong together"
+        )
+
+
+def check_names(
+    kind: str, missing: Iterable[str], unexpected: Iterable[str], source: str | Path
+) -> None:
+    """Refuse weights that lack what a network of this kind has, or have what it lacks."""
+    # Batch norms count their training batches for nobody, and older files lack the counters.
+    needed = [key for key in missing if not key.endswith(".num_batches_tracked")]
+    problems = [
+        f"{len(keys)} {label} ({_first(keys)})"
+        for label, keys in (("missing", needed), ("unexpected", list(unexpected)))
+        if keys
+    ]
+    if problems:
+        raise WeightsError(
+            f"{source}: not the weights of this {kind}: {' and '.join(problems)}; "
+            "check that the file and the config belong together"
         )
 
 
@@ -167,11 +185,22 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         raise WeightsError(_unreadable(path, "safetensors file", error)) from error
 
 
-def _file_in_folder(folder: Path) -> Path:
-    for name in FOLDER_FILES:
+def _files_in_folder(folder: Path) -> list[Path]:
+    for name, index in zip(FOLDER_FILES, FOLDER_INDEXES, strict=True):
         if (folder / name).exists():
-            return folder / name
+            return [folder / name]
+        if (folder / index).exists():
+            return _shards(folder / index)
     raise WeightsError(f"{folder}: holds no {' or '.join(FOLDER_FILES)}; {_remedy(folder)}")
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index of diffusers names, which lie beside it."""
+    try:
+        names = set(json.loads(index.read_text())["weight_map"].values())
+        return [index.parent / Path(name).name for name in sorted(names)]
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise WeightsError(_unreadable(index, "index of weights", error)) from error
 
 
 def _read_checkpoint(path: Path, use_ema: bool) -> StateDict:
@@ -203,8 +232,13 @@ def _read_checkpoint(path: Path, use_ema: bool) -> StateDict:
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> str:
-    reason = " ".join(f"{type(error).__name__}: {error}".split()).split(". ")[0].rstrip(":")
+    reason = f"{type(error).__name__}: {one_line(error)}".rstrip(": ")
     return f"{path}: not a readable {kind} ({reason}); it may be cut short, so fetch it again"
+
+
+def one_line(error: Exception) -> str:
+    """The first sentence of what an error says."""
+    return " ".join(str(error).split()).split(". ")[0].removesuffix(".")
 
 
 def _remedy(path: Path) -> str:

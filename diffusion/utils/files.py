@@ -24,7 +24,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     partial = _partial(path)
     try:
-        with _refused(path):
+        with disk_errors(path):
             partial.touch()
             mode = partial.stat().st_mode
             yield partial
@@ -51,7 +51,7 @@ def replacing_together(folder: Path, names: Sequence[str]) -> Iterator[list[Path
     partials = [_partial(folder / name) for name in names]
     renames = {partial.name: name for partial, name in zip(partials, names, strict=True)}
     try:
-        with _refused(folder):
+        with disk_errors(folder):
             for partial in partials:
                 partial.touch()
             mode = partials[0].stat().st_mode
@@ -105,7 +105,7 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def _refused(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """What the disk refuses within the block, as a UserError that names `path`."""
     try:
         yield

@@ -17,7 +17,7 @@ def network() -> nn.Module:
 
 
 def learnt(rank: int = 2) -> LowRank:
-    low_rank = LowRank(network(), rank, LAYERS)
+    low_rank = LowRank.beside(network(), rank, LAYERS)
     for parameter in low_rank.parameters():
         nn.init.normal_(parameter)
     return low_rank
@@ -25,7 +25,7 @@ def learnt(rank: int = 2) -> LowRank:
 
 def test_it_starts_as_no_change():
     base = network()
-    weights = LowRank(base, 2, LAYERS).changed(base)
+    weights = LowRank.beside(base, 2, LAYERS).changed(base)
     assert weights.keys() == {"0.weight", "1.1.weight"}
     assert all(torch.equal(value, base.get_parameter(name)) for name, value in weights.items())
 
@@ -55,7 +55,7 @@ def test_a_changed_network_computes_what_was_trained(tmp_path):
 
 def test_the_change_of_another_network_is_refused(tmp_path):
     other = nn.Sequential(nn.Linear(6, 7))
-    save_weights(LowRank(other, 2, ["0"]), tmp_path / "x.safetensors", {})
+    save_weights(LowRank.beside(other, 2, ["0"]), tmp_path / "x.safetensors", {})
     save_weights(network(), tmp_path / "whole.safetensors", {})
     errors = {"x": r"0.up is \(7, 2\) but this LowRank needs \(8, 2\)", "whole": "not the weights"}
     for file, error in errors.items():
@@ -70,7 +70,7 @@ def test_convolutions_are_changed_alike(tmp_path):
     torch.manual_seed(0)
     base = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 4, 1)).requires_grad_(False)
     assert layers_of(base, nn.Conv2d) == ["0", "2"]
-    low_rank = LowRank(base, 2, ["0"])
+    low_rank = LowRank.beside(base, 2, ["0"])
     assert {k: tuple(v.shape) for k, v in low_rank.state_dict().items()} == {
         "0.down": (2, 27),
         "0.up": (8, 2),
@@ -91,7 +91,7 @@ def test_a_change_goes_on_with_a_higher_rank(tmp_path):
     base, low_rank, file = network(), learnt(rank=2), tmp_path / "change.safetensors"
     save_weights(low_rank, file, {})
     for rank in (2, 3):
-        wider = LowRank(base, rank, LAYERS)
+        wider = LowRank.beside(base, rank, LAYERS)
         drawn = wider.get_parameter("0.down").detach().clone()
         wider.start_from(file)
         for name, value in low_rank.changed(base).items():
@@ -99,11 +99,11 @@ def test_a_change_goes_on_with_a_higher_rank(tmp_path):
         assert torch.equal(wider.get_parameter("0.down")[2:], drawn[2:])  # free to learn
     for refused, rank in ((LAYERS, 1), (LAYERS[:1], 3)):
         with pytest.raises(WeightsError, match=r"change\.safetensors: "):
-            LowRank(base, rank, refused).start_from(file)
+            LowRank.beside(base, rank, refused).start_from(file)
     flat = {key: value.flatten() for key, value in low_rank.state_dict().items()}
     save_file(flat, tmp_path / "flat.safetensors")
     with pytest.raises(WeightsError, match=r"flat\.safetensors: "):
-        LowRank(base, 3, LAYERS).start_from(tmp_path / "flat.safetensors")
+        LowRank.beside(base, 3, LAYERS).start_from(tmp_path / "flat.safetensors")
     other = nn.Sequential(nn.Linear(7, 8), nn.Sequential(nn.SiLU(), nn.Linear(8, 5)))
     with pytest.raises(WeightsError, match=r"0.down is \(2, 6\) but this LowRank needs \(3, 7\)"):
-        LowRank(other, 3, LAYERS).start_from(file)
+        LowRank.beside(other, 3, LAYERS).start_from(file)

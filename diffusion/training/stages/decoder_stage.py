@@ -48,7 +48,7 @@ class DecoderStage(Stage):
     ):
         vae = networks.fresh("vae").requires_grad_(False)
         layers = layers_of(vae.decoder, nn.Conv2d)
-        super().__init__(decoder_change=LowRank(vae.decoder, rank, layers))
+        super().__init__(decoder_change=LowRank.beside(vae.decoder, rank, layers))
         self.vae = vae
         self.picture_loss = PictureLoss(perceptual_weight, adversarial_weight)
         self.parts.update(self.picture_loss.trained())

@@ -144,7 +144,7 @@ class OneStepStage(PictureStage):
         )
         load_weights(refiner, resolve(teacher))
         self.refiner = self.parts.pop("refiner").requires_grad_(False)
-        self.parts["refiner_change"] = LowRank(refiner, rank, layers_of(refiner, nn.Linear))
+        self.parts["refiner_change"] = LowRank.beside(refiner, rank, layers_of(refiner, nn.Linear))
 
     def times(self, draws: Draws) -> Tensor:
         """The sampler's first: nothing but noise."""
