@@ -1,9 +1,14 @@
-"""Convert weights to safetensors: a published DiT (.pth), or other safetensors to a new dtype."""
+"""Convert weights: a file to safetensors, or a config's networks to folders of diffusers' format.
+
+convert_checkpoint.py pretrained/s1024.effn-f32.pth -o refiner.safetensors
+convert_checkpoint.py configs/s1024.effn-f32.py -o my_cascade --variant fp16 --dtype fp16
+"""
 
 import argparse
 import logging
 from pathlib import Path
 
+from diffusion.app.options import add_config_options
 from diffusion.utils.cli import CommandParser, run_command
 from diffusion.utils.errors import UserError
 
@@ -11,21 +16,37 @@ logger = logging.getLogger(__name__)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = CommandParser(description=__doc__)
-    parser.add_argument("input", type=Path, metavar="IN", help=".pth or .safetensors")
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUT.safetensors", help="file to write"
+    parser = CommandParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--ema", action="store_true", help="take the averaged weights (state_dict_ema)"
+        "input", type=Path, metavar="IN", help=".pth or .safetensors; or a config (.py)"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help=".safetensors; or a folder"
     )
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16", "fp16"), help="number format; default: the file's"
     )
+    parser.add_argument(
+        "--ema", action="store_true", help="take the averaged weights (state_dict_ema) of a .pth"
+    )
+    folder = parser.add_argument_group("of a config")
+    folder.add_argument("--weights", help="folder of <part>.safetensors, or the DiT's file")
+    folder.add_argument("--variant", help="part of the files' names, e.g. fp16")
+    folder.add_argument("--max-shard-size", default="10GB", help="of a file; default: %(default)s")
+    add_config_options(folder)
     return parser
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.input.suffix == ".py":
+        convert_config(args)
+    else:
+        convert_file(args)
+
+
+def convert_file(args: argparse.Namespace) -> None:
     # not above: --help need not wait for torch
     from diffusion.models.weights import read_state_dict, save_weights
     from diffusion.utils.devices import DTYPES
@@ -42,6 +63,27 @@ def main(args: argparse.Namespace) -> None:
     save_weights(state, args.output, metadata)
     parameters = sum(value.numel() for value in state.values())
     logger.info("%s: %d tensors, %.1f M values", args.output, len(state), parameters / 1e6)
+
+
+def convert_config(args: argparse.Namespace) -> None:
+    from diffusion.config import load_config
+    from diffusion.pipelines.cascade_builder import check_config, stored_networks
+    from diffusion.utils.devices import DTYPES
+
+    if args.ema:
+        raise UserError("--ema is for a .pth; convert that first, and name the result as --weights")
+    if args.output.suffix == ".safetensors":
+        raise UserError(f"{args.output}: what becomes of a config is a folder")
+    config = load_config(args.input, args.cfg_options)
+    check_config(config)
+    for name, network in stored_networks(config, args.weights):
+        if args.dtype:
+            network.to(DTYPES[args.dtype])
+        network.save_pretrained(
+            args.output / name, variant=args.variant, max_shard_size=args.max_shard_size
+        )
+        millions = network.num_parameters() / 1e6
+        logger.info("%s: %s, %.1f M parameters", args.output / name, network._get_name(), millions)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from diffusion.models.network import Network
-from diffusion.models.weights import check_fits, read_state_dict, widened
+from diffusion.models.weights import check_fits, load_as_stored, read_state_dict, widened
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,19 @@ class LowRank(Network):
             weight = network.get_submodule(name.replace("/", ".")).weight
             changed[f"{name.replace('/', '.')}.weight"] = weight + change().view_as(weight)
         return changed
+
+
+def read_low_rank(path: str | Path) -> LowRank:
+    """A file of a LowRank's weights, of whatever rank and layers, without its network."""
+    state = read_state_dict(path)
+    downs = {key[: -len(".down")]: value for key, value in state.items() if key.endswith(".down")}
+    ups = {name: state.get(f"{name}.up", down) for name, down in downs.items()}
+    layers = {
+        name.replace("/", "."): [down.shape[-1], len(ups[name])] for name, down in downs.items()
+    }
+    low_rank = LowRank(min(map(len, downs.values()), default=1), layers)
+    load_as_stored(low_rank, state, path)
+    return low_rank
 
 
 class LayerChange(nn.Module):

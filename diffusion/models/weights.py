@@ -50,6 +50,13 @@ def load_weights(module: nn.Module, path: str | Path, *, use_ema: bool = False) 
     module.load_state_dict(state)
 
 
+def load_as_stored(module: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Fill `module`, which takes the number format of `state`; `source` is named in errors."""
+    check_fits(module, state, source)
+    floating = [value.dtype for value in state.values() if value.is_floating_point()]
+    module.to(*floating[:1]).load_state_dict(state)
+
+
 def load_initial_weights(module: nn.Module, path: str | Path) -> None:
     """`load_weights` for the start of a training: the file may know fewer input channels.
 

@@ -1,6 +1,6 @@
 """Configs and weights -> a pipeline. Nothing below this file reads a config."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,15 @@ from torch import nn
 
 from diffusion.config import dump_config, load_config, resolve
 from diffusion.models import MODELS
-from diffusion.models.low_rank import apply_low_rank
-from diffusion.models.weights import check_exists, load_weights, save_weights
+from diffusion.models.low_rank import apply_low_rank, read_low_rank
+from diffusion.models.network import Network
+from diffusion.models.weights import (
+    check_exists,
+    load_as_stored,
+    load_weights,
+    read_state_dict,
+    save_weights,
+)
 from diffusion.noise.gaussian import GaussianDiffusion
 from diffusion.noise.sampling import Sampling
 from diffusion.pipelines.cascade import CascadePipeline
@@ -157,6 +164,21 @@ def load_parts(
         if changed and part in parts and change in paths:
             apply_low_rank(parts[part].get_submodule(module), paths[change])
     return parts
+
+
+def stored_networks(
+    config: Mapping[str, Any], override: str | Path | None = None
+) -> Iterator[tuple[str, Network]]:
+    """Each network, and each change beside it, by name, as its file has it; one at a time."""
+    paths = weights_of(config, override)
+    check_weights(config, PARTS, override)
+    for name in PARTS:
+        network = build_part(config, name)
+        load_as_stored(network, read_state_dict(paths[name]), paths[name])
+        yield name, network
+    for name in CHANGES:
+        if name in paths:
+            yield name, read_low_rank(paths[name])
 
 
 def reconstruct_of(config: Mapping[str, Any]) -> Reconstruct:
