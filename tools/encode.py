@@ -3,6 +3,7 @@
 import argparse
 
 from diffusion.app.options import (
+    CLIP_HELP,
     add_clip_options,
     add_model_options,
     clip_options,
@@ -16,7 +17,7 @@ from diffusion.utils.files import make_folder
 
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(description=__doc__)
-    parser.add_argument("video")
+    parser.add_argument("video", help=CLIP_HELP)
     parser.add_argument("-o", "--output", required=True, help="the latents file, .safetensors")
     add_model_options(parser)
     add_clip_options(parser)

@@ -35,7 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", nargs="?", default="compact", metavar="CONFIG")
-    parser.add_argument("--videos", nargs="+", required=True, help="videos, folders or lists")
+    parser.add_argument(
+        "--videos", nargs="+", required=True, help="videos, pictures, folders or lists"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument(
         "--models", nargs="*", default=BASELINES, help=f"beside CONFIG; {' '.join(BASELINES)}"

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from diffusion.app.options import (
+    CLIP_HELP,
     add_clip_options,
     add_model_options,
     add_sampling_options,
@@ -24,7 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(prog="recon.sh", description=__doc__)
     parser.add_argument(
-        "video", nargs="?", default=str(ROOT / "example" / "city.mp4"), help="default: the example"
+        "video",
+        nargs="?",
+        default=str(ROOT / "example" / "city.mp4"),
+        help=f"{CLIP_HELP}; default: the example",
     )
     parser.add_argument("--output-dir", help="default: outputs/<name of the video>")
     add_model_options(parser)
@@ -52,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
     with stages("load"):
         pipeline = build_cascade(config, weights=args.weights, **devices)
     weights = weights_of(config, args.weights)
-    folder = make_folder(args.output_dir or Path("outputs") / Path(args.video).stem)
+    folder = make_folder(args.output_dir or Path("outputs") / clip.name)
     key = run_key(config, weights, args.video, **devices, **sampling, clip=clip)
     with (
         sharing(pipeline) as is_first,

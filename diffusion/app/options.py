@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # The default of --config; relative to the project when not found from the working directory.
 DEFAULT_CONFIG = "configs/compact.effn-f32.py"
 
+CLIP_HELP = "a video, a picture, or a folder of numbered pictures (shown at 25 per second)"
+
 SAMPLER_NAMES = ("euler_a", "ddim", "dpmpp", "euler")  # the keys of SAMPLERS, for --help
 
 

@@ -99,7 +99,7 @@ def published_preprocess(frames: np.ndarray, size: int, multiple: int = 32) -> n
     A 3x3 box blur, always; bilinear resizing without antialiasing to short edge `size`; the
     central part with sides multiples of `multiple`. For comparison with published results only.
     """
-    video = rearrange(torch.as_tensor(frames), "f h w c -> f c h w").float()
+    video = rearrange(as_tensor(frames), "f h w c -> f c h w").float()
     height, width = video.shape[-2:]
     video = nnf.avg_pool2d(nnf.pad(video, (1, 1, 1, 1), mode="reflect"), 3, stride=1).round()
     scale = size / min(height, width)
@@ -112,13 +112,15 @@ def published_preprocess(frames: np.ndarray, size: int, multiple: int = 32) -> n
 def side_by_side(videos: Sequence[Tensor]) -> Tensor:
     """Videos (C, F_i, H_i, W_i), left to right -> (C, F, H, sum of widths), F and H the largest.
 
-    Smaller ones are enlarged bilinearly, keeping their aspect; slower ones repeat frames.
+    Smaller ones are enlarged bilinearly, keeping their aspect; slower ones repeat frames. The
+    result is on the device of the first.
     """
+    device = videos[0].device
     num_frames = max(video.shape[1] for video in videos)
     height = max(video.shape[2] for video in videos)
     columns = []
     for video in videos:
         shown = torch.arange(num_frames, device=video.device) * video.shape[1] // num_frames
         width = round(video.shape[3] * height / video.shape[2])
-        columns.append(resize(video[:, shown], height, width, mode="bilinear"))
+        columns.append(resize(video[:, shown], height, width, mode="bilinear").to(device))
     return torch.cat(columns, dim=-1)

@@ -92,8 +92,8 @@ class Protocol:
         """The frames to measure; VideoError where the video does not have them."""
         with open_video(path) as reader:
             fps, frames = self._frames(reader)
-            # One by one: large frames are not held. Copied, as Pillow's cannot be written to.
-            pieces = [self._sized(to_float(np.array(frame[None]))) for frame in frames]
+            # one by one: large frames are not held
+            pieces = [self._sized(to_float(frame[None])) for frame in frames]
         if not pieces:
             raise VideoError(path, f"ends before frame {self.start}")
         return Clip(torch.cat(pieces, dim=1), fps)

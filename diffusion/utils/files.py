@@ -1,5 +1,6 @@
 """Files and folders that commands write: whole under their final name, or not there."""
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -135,3 +136,26 @@ def make_folder(path: str | Path) -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise UserError(f"{path}: the folder cannot be written to; choose another")
     return path
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Within the block, no other process that asks for `path`, an empty file, has it."""
+    make_folder(path.parent)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed, also by a kill
+        yield
+
+
+def file_identity(path: Path) -> list[str | int]:
+    """What tells a file from another one under its name: where it is, its size and its time.
+
+    Of a folder also those of the files in it, which may change without it. OSError if it is absent.
+    """
+    stat = path.stat()
+    identity: list[str | int] = [str(path.resolve()), stat.st_size, stat.st_mtime_ns]
+    if path.is_dir():
+        for file in sorted(path.iterdir()):
+            stat = file.stat()
+            identity += [file.name, stat.st_size, stat.st_mtime_ns]
+    return identity

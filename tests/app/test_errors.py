@@ -64,7 +64,7 @@ def test_no_such_video(refused):
 
 
 def test_folder_as_video(refused, tmp_path):
-    assert "is a folder; pass a video file" in refused(tmp_path)
+    assert "is a folder that holds no pictures; pass a video file" in refused(tmp_path)
 
 
 def test_empty_file(refused, tmp_path):

@@ -2,7 +2,10 @@ import golden_data
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from video_files import moving_frames
 
+from diffusion.data.training.crops import to_clip
 from diffusion.data.transforms import (
     center_crop,
     crop_square,
@@ -14,6 +17,7 @@ from diffusion.data.transforms import (
     to_float,
     to_uint8,
 )
+from diffusion.data.video.open_video import open_video
 from diffusion.utils.errors import UserError
 
 
@@ -113,3 +117,19 @@ def test_published_comparison_picture():
     assert got.shape == want.shape
     assert np.abs(got - want).max() <= 1
     assert np.abs(got - want).mean() < 0.1
+
+
+@pytest.mark.filterwarnings("error")
+def test_frames_that_may_not_be_written_to(tmp_path):
+    """Pillow's and mapped ones: torch warns of them, and what is written to them is undefined."""
+    frames = moving_frames(2, 32, 32)
+    kept = frames.copy()
+    frames.flags.writeable = False
+    assert torch.equal(to_float(frames), to_float(kept))
+    assert np.array_equal(published_preprocess(frames, 32), published_preprocess(kept, 32))
+    assert torch.equal(to_clip(frames, (16, 16), flip=True), to_clip(kept, (16, 16), flip=True))
+    Image.fromarray(kept[0]).save(tmp_path / "still.png")
+    with open_video(tmp_path / "still.png") as reader:
+        (frame,) = reader.frames()
+    assert torch.equal(to_float(frame[None]), to_float(kept[:1]))
+    assert np.array_equal(frames, kept)

@@ -16,6 +16,7 @@ from diffusion.evaluation.metrics.fidelity import psnr, ssim
 from diffusion.pipelines.cascade import CascadePipeline
 from diffusion.pipelines.interpolation import repeat, stretch, stretched_length, stretched_pieces
 from diffusion.pipelines.upscaling import Upscaler, enlarge, reduce
+from diffusion.utils.errors import UserError
 from diffusion.utils.files import replacing
 from diffusion.utils.labels import comparison_picture, with_labels
 from diffusion.utils.measuring import peak_memory_mb
@@ -80,6 +81,11 @@ def interpolate(
     """
     stages, size, original = Stages(), (clip.height, clip.width), clip
     clip = every_nth(clip, factor) if from_original else clip
+    if clip.num_frames < 2:
+        raise UserError(
+            f"{clip.path}: one frame has nothing to interpolate to; give a video, or a folder of "
+            f"numbered pictures, of at least {factor + 1 if from_original else 2} frames"
+        )
     num_frames = stretched_length(clip.num_frames, factor)
 
     def videos() -> Iterator[Tensor]:

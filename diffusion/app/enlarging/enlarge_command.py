@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.app.options import (
+    CLIP_HELP,
     add_clip_options,
     add_model_options,
     add_sampling_options,
@@ -20,7 +21,7 @@ from diffusion.utils.files import make_folder, write_json
 def enlarging_parser(description: str, kind: str) -> argparse.ArgumentParser:
     """kind: see `enlarge_video`."""
     parser = CommandParser(description=description)
-    parser.add_argument("video")
+    parser.add_argument("video", help=CLIP_HELP)
     parser.add_argument("--output-dir", help=f"default: outputs/<name of the video>.{kind}")
     add_model_options(parser)
     add_clip_options(parser)
@@ -43,7 +44,7 @@ def enlarge_video(args: argparse.Namespace, kind: str, **options: Any) -> str:
     sampling, devices = sampling_options(args, config), device_options(args)
     clip = open_clip(args.video, clip_options(args, config))
     pipeline = build_cascade(config, weights=args.weights, **devices)
-    default = Path("outputs") / f"{Path(args.video).stem}.{kind}"
+    default = Path("outputs") / f"{clip.name}.{kind}"
     folder = make_folder(args.output_dir or default)
     weights = weights_of(config, args.weights)
     key = run_key(config, weights, args.video, **devices, **sampling, **options, clip=clip)

@@ -16,10 +16,10 @@ from diffusion.app.evaluating.measure_codec import (
     keep_originals,
 )
 from diffusion.app.training.encode_set import Part
-from diffusion.data.training.bad_videos import locked
 from diffusion.data.video.clip import Clip
 from diffusion.evaluation.codecs.codecs_by_name import CodecOptions, build_codec, parse_spec
 from diffusion.evaluation.report.results import Measurements
+from diffusion.utils.files import locked
 from diffusion.utils.overlap import Overlap
 
 

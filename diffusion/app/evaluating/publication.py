@@ -16,7 +16,6 @@ from diffusion.app.evaluating.evaluation_request import Evaluation
 from diffusion.app.evaluating.measure_codec import count_unmeasured
 from diffusion.app.evaluating.terminal_table import print_table
 from diffusion.app.reconstruction.stage_times import Stages
-from diffusion.data.training.bad_videos import locked
 from diffusion.evaluation.report.published import PUBLISHED
 from diffusion.evaluation.report.report import write_report
 from diffusion.evaluation.report.result_table import counted
@@ -29,7 +28,7 @@ from diffusion.evaluation.report.results import (
 )
 from diffusion.evaluation.vbench import add_vbench, keep_scores
 from diffusion.utils.errors import UserError
-from diffusion.utils.files import write_json
+from diffusion.utils.files import locked, write_json
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from diffusion.data.transforms import (
     to_float,
     to_uint8,
 )
-from diffusion.data.video.video_reader import VideoReader
+from diffusion.data.video.open_video import open_video
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class ClipOptions:
 class ClipSource:
     """The part of a video that `options` name, read in pieces, as often as one likes.
 
+    A picture is a video of one frame, a folder of numbered pictures one of as many.
+
     fps: after frame_stride. height, width: as the options make them.
     """
 
@@ -51,20 +53,26 @@ class ClipSource:
     height: int
     width: int
 
+    @property
+    def name(self) -> str:
+        """What results are called after."""
+        path = self.path.resolve()
+        return path.name if path.is_dir() else path.stem
+
     def chunks(self, size: int) -> Iterator[Tensor]:
         """Videos (3, f, H, W) in [-1, 1] with f = size, the last one with what is left.
 
         Raises VideoError if the video turns out to be damaged.
         """
         options = self.options
-        with VideoReader(self.path) as reader:
+        with open_video(self.path) as reader:
             for frames in reader.chunks(size, options.start, self.num_frames, options.frame_stride):
                 yield prepare(frames, options)
 
 
 def open_clip(path: str | Path, options: ClipOptions) -> ClipSource:
     """Look at the video's beginning and length. Raises VideoError if the clip cannot be had."""
-    with VideoReader(path) as reader:
+    with open_video(path) as reader:
         left = math.ceil((reader.count_frames() - options.start) / options.frame_stride)
         num_frames = options.num_frames or min(left, options.max_frames or left)
         first = next(reader.chunks(1, options.start, max(1, num_frames), options.frame_stride))

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusion.utils.files import replacing
+from diffusion.utils.files import file_identity, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -92,16 +92,11 @@ def run_key(
     """What the VAE latents of a run depend on; files by their name, size and time."""
     described = ("compressor", "previewer", "vae", "refiner", "noise", "conditioning", "cascade")
     return {
-        "source": _file(Path(source)),
+        "source": file_identity(Path(source)),
         "config": {name: config.get(name) for name in described},
-        "weights": {name: _file(path) for name, path in weights.items()},
+        "weights": {name: file_identity(path) for name, path in weights.items()},
         "device": device.type,
         "dtype": str(dtype),
         "torch": torch.__version__,
         **settings,
     }
-
-
-def _file(path: Path) -> list:
-    stat = path.stat()
-    return [str(path.resolve()), stat.st_size, stat.st_mtime_ns]

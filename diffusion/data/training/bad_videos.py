@@ -2,23 +2,13 @@
 
 import fcntl
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffusion.utils.errors import UserError, VideoError
 from diffusion.utils.files import make_folder
 
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Within the block, no other process that asks for `path`, an empty file, has it."""
-    make_folder(path.parent)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # let go when the file is closed, also by a kill
-        yield
 
 
 class BadVideos:

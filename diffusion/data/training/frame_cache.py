@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.data.training.bad_videos import BadVideos, locked
+from diffusion.data.training.bad_videos import BadVideos
 from diffusion.data.video.open_video import open_video
 from diffusion.utils.errors import VideoError
-from diffusion.utils.files import make_folder, replacing
+from diffusion.utils.files import file_identity, locked, make_folder, replacing
 
 
 def read_first_frames(path: Path, max_frames: int) -> np.ndarray:
@@ -52,10 +52,9 @@ class FrameCache:
     @staticmethod
     def _cached(path: Path, cache_dir: Path, max_frames: int) -> Path:
         try:
-            stat = path.stat()
+            key = " ".join(map(str, [*file_identity(path), max_frames]))
         except OSError as error:
             raise VideoError(path, str(error.strerror)) from error
-        key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {max_frames}"
         target = cache_dir / (hashlib.sha256(key.encode()).hexdigest()[:24] + ".npy")
         if not target.exists():
             frames = read_first_frames(path, max_frames)

@@ -11,9 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from diffusion.data.training.bad_videos import locked
 from diffusion.utils.errors import UserError
-from diffusion.utils.files import make_folder, replacing
+from diffusion.utils.files import locked, make_folder, replacing
 
 INDEX = "index.jsonl"
 MADE_WITH = "made_with.json"

@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from diffusion.data.training.bad_videos import locked
 from diffusion.data.video.open_video import open_video
 from diffusion.utils.errors import VideoError
-from diffusion.utils.files import make_folder, replacing
+from diffusion.utils.files import file_identity, locked, make_folder, replacing
 from diffusion.utils.progress import track
 
 log = logging.getLogger(__name__)
@@ -66,10 +65,9 @@ def read_facts(path: Path) -> VideoFacts:
 def _key(path: Path) -> str:
     """Another file under the same name has another key."""
     try:
-        stat = path.stat()
+        return " ".join(map(str, file_identity(path)))
     except (OSError, ValueError):
         return f"{os.path.abspath(path)} missing"
-    return f"{os.path.abspath(path)} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def _load(file: Path) -> dict[str, VideoFacts]:

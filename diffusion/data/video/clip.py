@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from diffusion.data.transforms import to_float
-from diffusion.data.video.video_reader import VideoReader
+from diffusion.data.video.open_video import open_video
 from diffusion.utils.errors import VideoError
 from diffusion.utils.progress import track
 
@@ -34,7 +34,7 @@ def read_frames(
     frame_stride: int = 1,
     fps: float | None = None,
 ) -> np.ndarray:
-    """(F, H, W, 3) uint8 RGB; the arguments are those of `VideoReader.frames`."""
+    """(F, H, W, 3) uint8 RGB; the arguments are those of `FrameReader.frames`."""
     return _read(path, start, num_frames, frame_stride, fps)[0]
 
 
@@ -46,7 +46,7 @@ def read_video(
     frame_stride: int = 1,
     fps: float | None = None,
 ) -> Clip:
-    """A clip in the model's pixel range; the arguments are those of `VideoReader.frames`."""
+    """A clip in the model's pixel range; the arguments are those of `FrameReader.frames`."""
     frames, rate = _read(path, start, num_frames, frame_stride, fps)
     return Clip(to_float(frames), rate)
 
@@ -58,13 +58,13 @@ def _read(
     frame_stride: int,
     fps: float | None,
 ) -> tuple[np.ndarray, float]:
-    with VideoReader(path) as reader:
+    with open_video(path) as reader:
         info = reader.info
         frame_bytes = 3 * info.width * info.height
         most = MAX_CLIP_BYTES // frame_bytes
         too_long = (
             f"more than {most} frames of {info.width}x{info.height} do not fit in memory; "
-            "pass fewer num_frames, or read them in pieces with VideoReader.chunks"
+            "pass fewer num_frames, or read them in pieces with open_video(...).chunks"
         )
         if num_frames is not None and num_frames > most:
             raise VideoError(path, too_long)

@@ -1,10 +1,8 @@
-"""One local video file: opened safely, described, decoded forward."""
+"""One local video file: described, decoded forward, counted."""
 
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
@@ -16,6 +14,14 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from diffusion.data.video.container import (
+    Opened,
+    check_ordinary,
+    open_container,
+    reason,
+    video_error,
+)
+from diffusion.data.video.frame_reader import VideoInfo
 from diffusion.data.video.packets import (
     MAX_REORDER,
     ONE_FRAME_PER_PACKET,
@@ -24,39 +30,6 @@ from diffusion.data.video.packets import (
 )
 from diffusion.data.video.rgb import upright
 from diffusion.utils.errors import VideoError
-
-# Containers that hold their own data. Playlists (hls, concat, dash, sdp) name other files or hosts,
-# so a crafted file could make FFmpeg open them: they are not here. Audio containers are, so that
-# the message says "no video stream".
-FORMATS = (
-    "mov,mp4,m4a,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,av1,obu,ivf,flv,ogg,asf,"
-    "gif,apng,yuv4mpegpipe,nut,mxf,dv,mp3,wav,flac,aac"
-)
-
-Opened = tuple[InputContainer, VideoStream]
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What is known before decoding all of a video.
-
-    width, height: of the frames that the reader yields, turned upright.
-    fps: average frame rate.
-    num_frames: as the container says, None where it does not; `VideoReader.count_frames` is exact.
-    duration: seconds, None where unknown.
-    rotation: degrees clockwise by which the stored frames are turned to stand upright.
-    pixel_aspect: width of a pixel by its height, after rotation. Noted only: frames are not
-        stretched.
-    """
-
-    path: Path
-    width: int
-    height: int
-    fps: float
-    num_frames: int | None
-    duration: float | None
-    rotation: int = 0
-    pixel_aspect: Fraction = Fraction(1)
 
 
 class VideoFile:
@@ -71,10 +44,10 @@ class VideoFile:
         self.path = Path(path)
         self.max_pixels = max_pixels
         self.threads = threads
-        self._check_ordinary()
+        check_ordinary(self.path)
         self._kept: Opened | None = None
         with ExitStack() as stack:
-            container, stream = self._open()
+            container, stream = open_container(self.path, self.max_pixels, self.threads)
             stack.enter_context(container)
             begin, packets = self.look_ahead(container, stream)
             self.is_indexed = begin.is_clean and has_full_index(container, stream)
@@ -92,14 +65,13 @@ class VideoFile:
                 stack.pop_all()
 
     def error(self, problem: str) -> VideoError:
-        name = str(self.path)
-        return VideoError(name if name.isprintable() else ascii(name), problem)
+        return video_error(self.path, problem)
 
     @contextmanager
     def open(self) -> Iterator[Opened]:
         """The file at its beginning, until the end of the block."""
         kept, self._kept = self._kept, None
-        container, stream = kept or self._open()
+        container, stream = kept or open_container(self.path, self.max_pixels, self.threads)
         with container:
             yield container, stream
 
@@ -107,29 +79,6 @@ class VideoFile:
         if self._kept is not None:
             self._kept[0].close()
             self._kept = None
-
-    def _open(self) -> Opened:
-        options = {
-            "protocol_whitelist": "file",
-            "format_whitelist": FORMATS,
-            "max_pixels": str(self.max_pixels),
-        }
-        try:
-            # An explicit protocol, so that no file name is taken for one.
-            container = av.open("file:" + os.path.abspath(self.path), options=options)
-        except (av.FFmpegError, UnicodeError) as error:
-            raise self.error(
-                f"is not a video file that can be read ({reason(error)}); "
-                "mp4, mov, mkv, webm, avi and mpg are"
-            ) from error
-        with ExitStack() as stack:
-            stack.enter_context(container)
-            stream = self._video_stream(container)
-            stream.codec_context.options = {"max_pixels": str(self.max_pixels)}
-            stream.codec_context.thread_count = self.threads
-            stream.thread_type = "AUTO"
-            stack.pop_all()
-        return container, stream
 
     def decode(
         self,
@@ -216,24 +165,6 @@ class VideoFile:
             except av.FFmpegError as error:
                 raise self.error(f"is damaged: reading stopped ({reason(error)})") from error
 
-    def _check_ordinary(self) -> None:
-        """Not a folder, pipe or device, not empty, and readable."""
-        try:
-            mode = self.path.stat().st_mode
-            if stat.S_ISDIR(mode):
-                raise self.error("is a folder; pass a video file")
-            if not stat.S_ISREG(mode):
-                raise self.error("is not an ordinary file")
-            with self.path.open("rb") as file:
-                if not file.read(1):
-                    raise self.error("is empty (0 bytes)")
-        except VideoError:
-            raise
-        except FileNotFoundError as error:
-            raise self.error("there is no such file (URLs are not opened)") from error
-        except (OSError, ValueError) as error:
-            raise self.error(f"cannot be read ({reason(error)})") from error
-
     def _check_size(self, frame: VideoFrame) -> None:
         stored = getattr(self, "_stored_size", (frame.width, frame.height))
         if (frame.width, frame.height) != stored:
@@ -241,21 +172,6 @@ class VideoFile:
                 f"the frame size changes from {stored[0]}x{stored[1]} to "
                 f"{frame.width}x{frame.height} within the video"
             )
-
-    def _video_stream(self, container: InputContainer) -> VideoStream:
-        cover = av.stream.Disposition.attached_pic
-        streams = [s for s in container.streams.video if not s.disposition & cover]
-        if not streams:
-            raise self.error("has no video stream")
-        context = streams[0].codec_context
-        if context is None:
-            raise self.error("is compressed with a codec that this FFmpeg cannot decode")
-        if context.width * context.height > self.max_pixels:
-            raise self.error(
-                f"frames of {context.width}x{context.height} exceed the limit of "
-                f"{self.max_pixels} pixels; raise max_pixels if this is right"
-            )
-        return streams[0]
 
     def _describe(
         self, container: InputContainer, stream: VideoStream, first: VideoFrame
@@ -280,9 +196,3 @@ class VideoFile:
             rotation=-first.rotation % 360,
             pixel_aspect=1 / aspect if first.rotation % 180 else aspect,
         )
-
-
-def reason(error: Exception) -> str:
-    """What FFmpeg or the system says, as one line without the path."""
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split())

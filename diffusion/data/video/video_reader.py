@@ -4,30 +4,30 @@ import math
 import os
 from collections.abc import Iterator
 from itertools import islice
-from types import TracebackType
 
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
+from diffusion.data.video.frame_reader import (
+    MAX_PIXELS,
+    FrameReader,
+    check_reading,
+    num_steps,
+    too_few,
+)
 from diffusion.data.video.rgb import frame_to_rgb
 from diffusion.data.video.seeking import Seeking
 from diffusion.data.video.video_file import VideoFile
 from diffusion.utils.errors import UserError, VideoError
 
-MAX_PIXELS = 2**26  # of one frame: 8192 x 8192
 MAX_FRAMES = 200_000  # of one reading: two hours at 25 fps
 
 
-class VideoReader:
+class VideoReader(FrameReader):
     """One local video file.
 
-        with VideoReader("clip.mp4") as reader:
-            for frame in reader.frames(start=30, num_frames=8, frame_stride=2):  # (H, W, 3) uint8
-                ...
-
-    Opening decodes one frame, so that a file that cannot be read is refused at once. A reader can
-    be read several times.
+    Opening decodes one frame, so that a file that cannot be read is refused at once.
 
     max_pixels: largest frame, checked before anything is decoded.
     max_frames: most frames that one reading may yield.
@@ -47,22 +47,7 @@ class VideoReader:
         self.max_frames = max_frames
         self.info = self._file.info
 
-    def __enter__(self) -> "VideoReader":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return self.frames()
-
     def close(self) -> None:
-        """End a reading in progress and let go of the file."""
         self._end_reading()
         self._file.close()
 
@@ -72,7 +57,6 @@ class VideoReader:
             self._reading = None
 
     def count_frames(self) -> int:
-        """The exact number of frames: without decoding where the codec allows that."""
         return self._file.count_frames()
 
     def frames(
@@ -82,33 +66,12 @@ class VideoReader:
         frame_stride: int = 1,
         fps: float | None = None,
     ) -> Iterator[np.ndarray]:
-        """Yield (H, W, 3) uint8 RGB frames `start`, `start + frame_stride`, ...
-
-        By default frames come as stored, whatever their timestamps. With `fps` they are first
-        resampled to that constant rate by their timestamps (frames repeated or left out), and
-        `start` and `frame_stride` count resampled frames.
-
-        num_frames: None reads to the end. VideoError if the video has fewer.
-        Starting a reading ends the reader's one before it.
-        """
-        if start < 0 or frame_stride < 1 or (num_frames is not None and num_frames < 1):
-            raise UserError(
-                f"start {start}, num_frames {num_frames}, frame_stride {frame_stride}: "
-                "start is at least 0, the others at least 1"
-            )
+        check_reading(start, num_frames, frame_stride)
         if fps is not None and not 0 < fps < math.inf:
             raise UserError(f"fps {fps} must be a positive number")
         self._end_reading()
         self._reading = self._read(start, num_frames, frame_stride, fps)
         return self._reading
-
-    def chunks(
-        self, size: int, start: int = 0, num_frames: int | None = None, frame_stride: int = 1
-    ) -> Iterator[np.ndarray]:
-        """Yield (f, H, W, 3) uint8 with f = size, the last one with what is left."""
-        frames = self.frames(start, num_frames, frame_stride)
-        while chunk := list(islice(frames, size)):
-            yield np.stack(chunk)
 
     def _read(
         self, start: int, num_frames: int | None, frame_stride: int, fps: float | None
@@ -140,7 +103,7 @@ class VideoReader:
     def _refuse_early(self, start: int, num_frames: int | None, frame_stride: int) -> None:
         """Refuse before decoding what the container already says cannot be had."""
         known = self.info.num_frames
-        available = None if known is None else _num_steps(known - start, frame_stride)
+        available = None if known is None else num_steps(known - start, frame_stride)
         wanted = num_frames or available or 0
         if wanted > self.max_frames:
             raise self._file.error(
@@ -149,17 +112,11 @@ class VideoReader:
             )
         if available is not None and available < (num_frames or 1):
             exact = self.count_frames()
-            if _num_steps(exact - start, frame_stride) < (num_frames or 1):
+            if num_steps(exact - start, frame_stride) < (num_frames or 1):
                 raise self._too_short(exact, start, num_frames or 1, frame_stride)
 
     def _too_short(self, count: int, start: int, num_frames: int, stride: int) -> VideoError:
-        available = _num_steps(count - start, stride)
-        if available == 0:
-            return self._file.error(f"has {count} frames; start {start} is past the last one")
-        return self._file.error(
-            f"has {count} frames, too few for {num_frames} from start {start} with stride "
-            f"{stride}: pass num_frames {available} or fewer"
-        )
+        return self._file.error(too_few(count, start, num_frames, stride))
 
     def _at_rate(self, fps: float, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
         """Frame k is the one on screen k / fps seconds after the first frame."""
@@ -175,8 +132,3 @@ class VideoReader:
         while shown is not None and k / fps < end - 1e-6:
             yield shown
             k += 1
-
-
-def _num_steps(length: int, stride: int) -> int:
-    """How many of 0, stride, 2 * stride, ... lie below length."""
-    return max(0, math.ceil(length / stride))

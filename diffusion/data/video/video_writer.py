@@ -13,8 +13,8 @@ from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
 from diffusion.data.transforms import to_uint8
+from diffusion.data.video.container import reason
 from diffusion.data.video.rgb import EXACT, untagged_matrix
-from diffusion.data.video.video_file import reason
 from diffusion.utils.errors import UserError, VideoError
 
 BT709 = 1  # primaries, transfer and matrix in ITU-T H.273
