@@ -1,16 +1,9 @@
 """Compress a video to semantic latents: python tools/encode.py VIDEO -o x.safetensors."""
 
 import argparse
+from collections import deque
 
-from diffusion.app.options import (
-    CLIP_HELP,
-    add_clip_options,
-    add_model_options,
-    clip_options,
-    device_options,
-    output_file,
-    read_config,
-)
+from diffusion.app.options import CLIP_HELP, add_clip_options, add_model_options, output_file
 from diffusion.utils.cli import CommandParser, run_command
 from diffusion.utils.files import make_folder
 
@@ -27,23 +20,25 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # not above: --help need not wait for torch
-    from diffusion.app.reconstruction.clip_source import open_clip
-    from diffusion.app.reconstruction.reconstruction import encode_chunks, latents_info
-    from diffusion.app.reconstruction.stage_times import Stages
-    from diffusion.data.latents import LatentsWriter
-    from diffusion.pipelines.cascade_builder import build_cascade
+    from diffusion.app.opened_cascade import open_cascade_for_clip
+    from diffusion.app.reconstruction.coding import encode_chunks, latents_info
+    from diffusion.app.reconstruction.result_files import latents_file
+    from diffusion.app.reconstruction.several_processes import sharing
+    from diffusion.utils.overlap import Overlap
 
-    stages = Stages()
-    config = read_config(args)
-    devices = device_options(args)
     output = output_file(args.output, ".safetensors")
-    clip = open_clip(args.video, clip_options(args, config))
-    pipeline = build_cascade(config, weights=args.weights, only=("compressor",), **devices)
+    opened = open_cascade_for_clip(args, parts=("compressor",))
+    pipeline, clip, stages = opened.pipeline, opened.source, opened.stages
     make_folder(output.parent)
-    info, shape = latents_info(pipeline, clip, config["model_id"])
-    with LatentsWriter(output, shape, info) as writer:
-        for _, latents in encode_chunks(pipeline, clip, stages):
-            writer.write(latents)
+    info, shape = latents_info(pipeline, clip, opened.config["model_id"])
+    with sharing(pipeline) as is_first, Overlap(stages.wait) as overlap:
+        encoded = (latents for _, latents in encode_chunks(pipeline, clip, stages, overlap))
+        if not is_first:
+            deque(encoded, maxlen=0)  # its share of the work
+            return
+        write = overlap.behind(latents_file(output, shape, info, stages))
+        for latents in encoded:
+            write(latents.cpu())
     print(f"{output}: {list(shape)}, {output.stat().st_size} bytes")
 
 

@@ -22,7 +22,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    print(enlarge_video(args, "interpolate", factor=args.factor, from_original=args.from_original))
+    made = enlarge_video(args, "interpolate", factor=args.factor, from_original=args.from_original)
+    if made:
+        print(made)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,9 @@ from diffusion.app.options import (
     add_clip_options,
     add_model_options,
     add_sampling_options,
-    clip_options,
-    device_options,
-    read_config,
-    sampling_options,
 )
 from diffusion.utils.cli import CommandParser, run_command
-from diffusion.utils.files import make_folder, write_json
+from diffusion.utils.files import make_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,46 +35,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     # not above: --help need not wait for torch
-    from diffusion.app.reconstruction.clip_source import open_clip
+    from diffusion.app.opened_cascade import open_cascade_for_clip
     from diffusion.app.reconstruction.printed_table import print_results
-    from diffusion.app.reconstruction.reconstruction import OUTPUTS, Reconstruction
-    from diffusion.app.reconstruction.several_processes import output_folder, sharing
-    from diffusion.app.reconstruction.stage_times import Stages
-    from diffusion.app.reconstruction.unfinished import UnfinishedRun, run_key
-    from diffusion.pipelines.cascade_builder import build_cascade, weights_of
+    from diffusion.app.reconstruction.reconstruction import OUTPUTS, reconstruct
 
-    stages = Stages()
-    config = read_config(args)
-    sampling = sampling_options(args, config)
-    devices = device_options(args)
-    with stages("read"):
-        clip = open_clip(args.video, clip_options(args, config))
-    with stages("load"):
-        pipeline = build_cascade(config, weights=args.weights, **devices)
-    weights = weights_of(config, args.weights)
-    folder = make_folder(args.output_dir or Path("outputs") / clip.name)
-    key = run_key(config, weights, args.video, **devices, **sampling, clip=clip)
-    with (
-        sharing(pipeline) as is_first,
-        UnfinishedRun(folder / ".unfinished", key, writes=is_first) as unfinished,
-        output_folder(folder, is_first) as own_folder,
-    ):
-        result = Reconstruction(pipeline, clip, config["model_id"], own_folder, stages)
-        measured = result.run(unfinished, **sampling)
-    if not is_first:
-        return
-    metrics = {
-        **measured,
-        "latents_bytes": (folder / "latents.safetensors").stat().st_size,
-        "seconds": stages.seconds,
-        "config": str(args.config),
-        "weights": {name: str(path) for name, path in weights.items()},
-        "device": str(pipeline.device),
-        "dtype": str(pipeline.dtype).removeprefix("torch."),
-        **sampling,
-    }
-    write_json(folder / "metrics.json", metrics)
-    print_results(metrics, [folder / name for name in OUTPUTS])
+    opened = open_cascade_for_clip(args)
+    folder = make_folder(args.output_dir or Path("outputs") / opened.source.name)
+    metrics = reconstruct(opened, folder, str(args.config))
+    if metrics is not None:
+        print_results(metrics, [folder / name for name in OUTPUTS])
 
 
 if __name__ == "__main__":

@@ -26,7 +26,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     options = {"scale": args.scale, "condition": args.condition}
-    print(enlarge_video(args, "upscale", **options, from_original=args.from_original))
+    made = enlarge_video(args, "upscale", **options, from_original=args.from_original)
+    if made:
+        print(made)
 
 
 if __name__ == "__main__":

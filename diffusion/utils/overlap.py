@@ -70,6 +70,24 @@ class Channel(Generic[T]):
             return item
 
 
+class Behind(Generic[T]):
+    """Where a thread takes from what it writes: `write(item)`, and `write.end()` after the last.
+
+    Returns at once, unless `depth` items wait already.
+    """
+
+    def __init__(self, depth: int, waiting: Callable[[], AbstractContextManager[None]]):
+        self.channel, self._waiting = Channel[T](depth), waiting
+
+    def __call__(self, item: T) -> None:
+        with self._waiting():
+            self.channel.put(item)
+
+    def end(self) -> None:
+        """What is written may be completed now; at the latest, the end of the block says so."""
+        self.channel.end()
+
+
 class Overlap:
     """The threads beside the one that computes; they end with the block.
 
@@ -111,22 +129,12 @@ class Overlap:
         self._start(make)
         return self._waited_for(channel)
 
-    def behind(
-        self, consume: Callable[[Iterator[T]], object], depth: int = 8
-    ) -> Callable[[T], None]:
-        """A function that hands its argument to `consume`, which runs in a thread.
-
-        It returns at once, unless `depth` items wait already.
-        """
-        channel = Channel[T](depth)
-
-        def put(item: T) -> None:
-            with self._waiting():
-                channel.put(item)
-
-        self._behind.append(channel)
-        self._start(lambda: consume(channel))
-        return put
+    def behind(self, consume: Callable[[Iterator[T]], object], depth: int = 8) -> Behind[T]:
+        """What is called with an item hands it to `consume`, which runs in a thread."""
+        behind = Behind[T](depth, self._waiting)
+        self._behind.append(behind.channel)
+        self._start(lambda: consume(behind.channel))
+        return behind
 
     def __enter__(self) -> "Overlap":
         return self

@@ -27,6 +27,7 @@ METRICS = {
     *("config", "weights", "steps", "sampler", "seed"),
 }
 STAGES = {"load", "read", "encode", "preview", "denoise", "decode", "measure", "write"}
+STAGES |= {"wait", "total"}
 
 
 @pytest.fixture

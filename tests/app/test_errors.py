@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from video_files import encode, moving_frames
 
 from diffusion.app.reconstruction import reconstruction as app
+from diffusion.app.reconstruction.reconstruction import Reconstruction
 from diffusion.config import ROOT
 from diffusion.data.latents import LatentsInfo, save_latents
 from diffusion.data.video.video_writer import VideoWriter
@@ -375,13 +376,13 @@ def test_full_disk(tmp_path, write):
 @NEEDS_LINUX
 @pytest.mark.parametrize("size", [0, 500, 3000])
 def test_results_on_a_full_disk(commands, clip, tmp_path, monkeypatch, size):
-    run = app.Reconstruction.run
+    write = Reconstruction.write
 
-    def on_full_disk(*args, **options):
+    def on_full_disk(*args):
         with files_no_larger_than(size):
-            return run(*args, **options)
+            return write(*args)
 
-    monkeypatch.setattr(app.Reconstruction, "run", on_full_disk)
+    monkeypatch.setattr(Reconstruction, "write", on_full_disk)
     folder = tmp_path / "out"
     line = commands.refused("reconstruct", clip, "--steps", 1, "--output-dir", folder)
     named = line.removeprefix("recon.sh: error: ").partition(": cannot be written")[0]

@@ -9,13 +9,9 @@ from diffusion.app.options import (
     add_clip_options,
     add_model_options,
     add_sampling_options,
-    clip_options,
-    device_options,
-    read_config,
-    sampling_options,
 )
 from diffusion.utils.cli import CommandParser
-from diffusion.utils.files import make_folder, write_json
+from diffusion.utils.files import make_folder
 
 
 def enlarging_parser(description: str, kind: str) -> argparse.ArgumentParser:
@@ -30,25 +26,18 @@ def enlarging_parser(description: str, kind: str) -> argparse.ArgumentParser:
 
 
 def enlarge_video(args: argparse.Namespace, kind: str, **options: Any) -> str:
-    """What was made and measured, for people to read.
+    """What was made and measured, for people to read; empty if this process helped another one.
 
-    kind: "upscale" or "interpolate", the function of app/enlarging/enlarge.py that takes `options`.
+    kind: "upscale" or "interpolate", see KINDS in app/enlarging/enlarge.py.
     """
     # not above: --help need not wait for torch
-    from diffusion.app.enlarging.enlarge import KINDS, OUTPUTS, summary
-    from diffusion.app.reconstruction.clip_source import open_clip
-    from diffusion.app.reconstruction.unfinished import UnfinishedRun, run_key
-    from diffusion.pipelines.cascade_builder import build_cascade, weights_of
+    from diffusion.app.enlarging.enlarge import OUTPUTS, enlarge_clip, summary
+    from diffusion.app.opened_cascade import open_cascade_for_clip
 
-    config = read_config(args)
-    sampling, devices = sampling_options(args, config), device_options(args)
-    clip = open_clip(args.video, clip_options(args, config))
-    pipeline = build_cascade(config, weights=args.weights, **devices)
-    default = Path("outputs") / f"{clip.name}.{kind}"
+    opened = open_cascade_for_clip(args)
+    default = Path("outputs") / f"{opened.source.name}.{kind}"
     folder = make_folder(args.output_dir or default)
-    weights = weights_of(config, args.weights)
-    key = run_key(config, weights, args.video, **devices, **sampling, **options, clip=clip)
-    with UnfinishedRun(folder / ".unfinished", key) as unfinished:
-        metrics = KINDS[kind](pipeline, clip, folder, unfinished, **options, **sampling)
-    write_json(folder / "metrics.json", {**metrics, **options, **sampling})
+    metrics = enlarge_clip(opened, folder, kind, options)
+    if metrics is None:
+        return ""
     return "\n".join([summary(metrics), *(f"  {folder / output}" for output in OUTPUTS)])

@@ -2,29 +2,35 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from diffusion.app.opened_cascade import OpenedCascade
 from diffusion.app.reconstruction.clip_source import ClipSource
-from diffusion.app.reconstruction.stage_times import Stages
+from diffusion.app.reconstruction.coding import (
+    decode_pieces,
+    encode_chunks,
+    full_size_preview,
+    latents_info,
+    single_frames,
+    without_padding,
+)
+from diffusion.app.reconstruction.frame_means import FrameMeans
+from diffusion.app.reconstruction.result_files import (
+    comparison_files,
+    latents_file,
+    result_files,
+    video_file,
+    with_pixels,
+)
 from diffusion.app.reconstruction.unfinished import UnfinishedRun
-from diffusion.data.latents import LatentsInfo, LatentsReader, LatentsWriter
-from diffusion.data.transforms import resize, side_by_side, to_uint8
-from diffusion.data.video.video_writer import VideoWriter
-from diffusion.evaluation.metrics.fidelity import psnr, ssim
-from diffusion.pipelines.cascade import CascadePipeline
-from diffusion.pipelines.padding import round_up
-from diffusion.utils.errors import UserError
-from diffusion.utils.files import replacing
-from diffusion.utils.labels import comparison_picture, with_labels
+from diffusion.data.transforms import to_uint8
+from diffusion.utils.files import write_json
 from diffusion.utils.measuring import peak_memory_mb
-
-CHUNK = 8  # frames that are read and encoded at a time
+from diffusion.utils.overlap import Overlap
 
 # What a reconstruction leaves in its folder.
 OUTPUTS = (
@@ -38,163 +44,132 @@ OUTPUTS = (
 COLUMNS = ["original", "without LDM", "with LDM"]
 
 
-def latents_info(
-    pipeline: CascadePipeline, clip: ClipSource, model: str
-) -> tuple[LatentsInfo, tuple[int, ...]]:
-    """What decoding the clip's latents needs to know, and their shape (1, C, F, h, w)."""
-    step, sides = pipeline.compressor.spatial_compression, (clip.height, clip.width)
-    padded = [round_up(side, step) for side in sides]
-    padding = (padded[0] - clip.height, padded[1] - clip.width)
-    info = LatentsInfo(model, clip.fps, *sides, (0, 0, *sides), padding)
-    channels = pipeline.compressor.latent_channels
-    return info, (1, channels, clip.num_frames, *(side // step for side in padded))
+def reconstruct(
+    opened: OpenedCascade[ClipSource], folder: Path, config_name: str
+) -> dict[str, Any] | None:
+    """Write all OUTPUTS -> what is in metrics.json. None if this process helped another one.
 
-
-def open_latents_of(path: str | Path, config: Mapping[str, Any]) -> LatentsReader:
-    """Latents that the config's model can decode; UserError for those of another."""
-    reader = LatentsReader(path)
-    if reader.info.model != config["model_id"]:
-        raise UserError(
-            f"{path}: made by {reader.info.model!r}, not by {config['model_id']!r}; pass the "
-            "--config that encoded it"
-        )
-    return reader
-
-
-def check_latents(reader: LatentsReader, pipeline: CascadePipeline) -> None:
-    """Refuse latents, or a header, that do not fit the networks."""
-    path, padding = reader.path, reader.info.padding
-    channels, step = pipeline.compressor.latent_channels, pipeline.compressor.spatial_compression
-    if reader.shape[1] != channels:
-        raise UserError(f"{path}: has {reader.shape[1]} channels, the model's have {channels}")
-    if any(cut >= step for cut in padding):
-        raise UserError(f"{path}: its header is damaged (padding {padding} of at most {step})")
-
-
-def without_padding(video: Tensor, info: LatentsInfo) -> Tensor:
-    """(1, 3, F, H', W') as decoded -> (3, F, H, W) as encoded."""
-    height, width = video.shape[-2] - info.padding[0], video.shape[-1] - info.padding[1]
-    return video[0, ..., :height, :width]
-
-
-def full_size_preview(pipeline: CascadePipeline, preview: Tensor, info: LatentsInfo) -> Tensor:
-    """(1, 3, F, H', W') of the previewer, enlarged where it is smaller than the video."""
-    factor = pipeline.compressor.spatial_compression // pipeline.previewer.upscaling
-    height, width = (factor * side for side in preview.shape[-2:])
-    return without_padding(resize(preview[0], height, width)[None], info).cpu()
-
-
-def encode_chunks(pipeline: CascadePipeline, clip: ClipSource, stages: Stages) -> Iterator[tuple]:
-    """Videos (3, f, H, W), and their semantic latents (1, C, f, h, w) as a latents file has them.
-
-    Always cut alike, so that the result does not depend on how the file is read.
+    Metrics are means over frames.
     """
-    for video in stages.each("read", clip.chunks(CHUNK)):
-        with stages("encode"):
-            latents = pipeline.encode(video[None]).half().float()
-        yield video, latents
-
-
-def decode_pieces(
-    pipeline: CascadePipeline,
-    pieces: Iterator[tuple[Tensor, Tensor | None]],
-    size: tuple[int, int],
-    num_frames: int,
-    run: UnfinishedRun,
-    stages: Stages,
-    **sampling: Any,
-) -> Iterator[Tensor]:
-    """Semantic latents and previews -> frames (1, 3, f, H', W'), while the rest is not there.
-
-    size: height and width of the frames; UserError if they cannot fit into memory.
-    """
-    pipeline.check_size(*size, sampling["steps"])
-    restored = pipeline.restore_stream(pieces, num_frames, finished=run, **sampling)
-    restored = run.keep(stages.each("denoise", restored))
-    return stages.each("decode", pipeline.decode_vae_stream(restored, num_frames))
+    with opened.running(folder / ".unfinished") as (is_first, unfinished):
+        run = Reconstruction(opened, unfinished)
+        if not is_first:
+            run.take_part()
+            return None
+        with result_files(folder, OUTPUTS) as places:
+            metrics = {
+                **run.write(places),
+                "latents_bytes": places["latents.safetensors"].stat().st_size,
+                "seconds": opened.stages.seconds(),
+                "config": config_name,
+                "weights": {name: str(path) for name, path in opened.weights.items()},
+                "device": str(opened.pipeline.device),
+                "dtype": str(opened.pipeline.dtype).removeprefix("torch."),
+                **opened.sampling,
+            }
+            write_json(places["metrics.json"], metrics)
+    return metrics
 
 
 class Reconstruction:
-    """One clip on its way into its folder: `run` does all of it."""
+    """One clip on its way from pixels to latents and back."""
 
-    def __init__(
-        self, pipeline: CascadePipeline, clip: ClipSource, model: str, folder: Path, stages: Stages
-    ):
-        self.pipeline, self.clip, self.folder, self.stages = pipeline, clip, folder, stages
-        self.info, self.latent_shape = latents_info(pipeline, clip, model)
-        self.previews: deque[np.ndarray] = deque()  # (H, W, 3) of frames not restored so far
-        self.sums: dict[str, float] = {}
+    def __init__(self, opened: OpenedCascade[ClipSource], unfinished: UnfinishedRun):
+        self.pipeline, self.clip, self.stages = opened.pipeline, opened.source, opened.stages
+        self.sampling, self.unfinished = opened.sampling, unfinished
+        self.info, self.latent_shape = latents_info(
+            self.pipeline, self.clip, opened.config["model_id"]
+        )
 
-    def run(self, unfinished: UnfinishedRun, **sampling: Any) -> dict[str, Any]:
-        """Write all OUTPUTS but the metrics -> their means over frames, and the sizes.
+    def take_part(self) -> None:
+        """Do this process's share of the networks' work, and nothing else."""
+        with Overlap(self.stages.wait) as overlap:
+            for _ in self._restored(self._encoded(overlap)):
+                pass
 
-        Metrics are of values on [0, 255] colours that are not rounded.
+    def write(self, places: Mapping[str, Path]) -> dict[str, Any]:
+        """Write all files but the metrics -> the measures, and the sizes.
+
+        places: where to write each of OUTPUTS.
         """
-        names = ("preview.mp4", "recon.mp4", "compare.mp4")
-        with ExitStack() as files:
-            self.latents = files.enter_context(
-                LatentsWriter(self.folder / "latents.safetensors", self.latent_shape, self.info)
-            )
-            self.preview, self.recon, self.compare = (
-                files.enter_context(VideoWriter(self.folder / name, self.info.fps))
-                for name in names
-            )
-            self._restore(unfinished, **sampling)
-        frames = self.clip.num_frames
+        clip, stages = self.clip, self.stages
+        means = FrameMeans(stages)
+        with Overlap(stages.wait) as overlap:
+            files = ReconstructionFiles(self, places, overlap)
+            # The originals are read again: cheaper than to hold them until they are compared.
+            originals = overlap.ahead(with_pixels(stages.each("read", clip.chunks(1))), depth=2)
+            pieces = self._encoded(overlap, files, means)
+            frames = single_frames(self._restored(pieces))
+            for frame, (original, pixels) in zip(frames, originals, strict=True):
+                means.add("", frame, original)
+                files.add_restored(frame, pixels)
         return {
-            **{name: total / frames for name, total in self.sums.items()},
-            "frames": frames,
-            "height": self.clip.height,
-            "width": self.clip.width,
+            **means.over(clip.num_frames),
+            "frames": clip.num_frames,
+            "height": clip.height,
+            "width": clip.width,
             "fps": self.info.fps,
             "latent_shape": list(self.latent_shape),
             "values_ratio": self.pipeline.compressor.spatial_compression**2,
             "peak_memory_mb": peak_memory_mb(self.pipeline.device),
         }
 
-    def _encode(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Semantic latents and preview of the clip's frames; both are written too."""
-        for video, latents in encode_chunks(self.pipeline, self.clip, self.stages):
+    def _encoded(
+        self,
+        overlap: Overlap,
+        files: "ReconstructionFiles | None" = None,
+        means: FrameMeans | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Semantic latents and preview of the clip's frames; written and measured, where asked."""
+        for video, latents in encode_chunks(self.pipeline, self.clip, self.stages, overlap):
             with self.stages("preview"):
                 preview = self.pipeline.preview(latents)
-            shown = full_size_preview(self.pipeline, preview, self.info)
-            self._measure("preview_", shown, video)
-            with self.stages("write"):
-                self.latents.write(latents)
-                frames = to_uint8(shown)
-                self.preview.write(frames)
-            self.previews.extend(frames)
+            if files is not None and means is not None:
+                shown = full_size_preview(self.pipeline, preview, self.info)
+                means.add("preview_", shown, video)
+                files.add_encoded(latents, shown)
             yield latents, preview
 
-    def _restore(self, unfinished: UnfinishedRun, **sampling: Any) -> None:
-        stages, num_frames = self.stages, self.clip.num_frames
-        size = (self.clip.height, self.clip.width)
+    def _restored(self, pieces: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+        """Frames (3, f, H, W), where the networks are."""
+        size, count = (self.clip.height, self.clip.width), self.clip.num_frames
         videos = decode_pieces(
-            self.pipeline, self._encode(), size, num_frames, unfinished, stages, **sampling
+            self.pipeline, pieces, size, count, self.unfinished, self.stages, **self.sampling
         )
-        # The originals are read again: that is cheaper than to hold them until they are compared.
-        originals = single_frames(stages.each("read", self.clip.chunks(CHUNK)))
-        restored = single_frames(without_padding(video, self.info).cpu() for video in videos)
-        for i, (frame, original) in enumerate(zip(restored, originals, strict=True)):
-            self._measure("", frame, original)
-            with stages("write"):
-                self.recon.write(frame)
-                preview = torch.from_numpy(self.previews.popleft()) / 127.5 - 1
-                shown = [original, preview.permute(2, 0, 1)[:, None], frame]
-                columns = to_uint8(side_by_side(shown))
-                self.compare.write(with_labels(columns, COLUMNS))
-                if i == num_frames // 2:
-                    with replacing(self.folder / "compare.png") as partial:
-                        comparison_picture(columns[0], COLUMNS).save(partial, format="png")
-
-    def _measure(self, prefix: str, video: Tensor, original: Tensor) -> None:
-        with self.stages("measure"):
-            for name, metric in (("psnr", psnr), ("ssim", ssim)):
-                total = metric(video, original).sum().item()
-                self.sums[prefix + name] = self.sums.get(prefix + name, 0.0) + total
+        return (without_padding(video, self.info) for video in videos)
 
 
-def single_frames(videos: Iterator[Tensor]) -> Iterator[Tensor]:
-    """(C, f, H, W) of any number of frames -> (C, 1, H, W)."""
-    for video in videos:
-        yield from video.split(1, dim=1)
+class ReconstructionFiles:
+    """The files of a reconstruction, which get what there is as it comes."""
+
+    def __init__(self, run: Reconstruction, places: Mapping[str, Path], overlap: Overlap):
+        stages, fps, self.frames_to_encode = run.stages, run.info.fps, run.clip.num_frames
+        self.stages = stages
+        self.latents = overlap.behind(
+            latents_file(places["latents.safetensors"], run.latent_shape, run.info, stages)
+        )
+        self.preview = overlap.behind(video_file(places["preview.mp4"], fps, stages))
+        self.recon = overlap.behind(video_file(places["recon.mp4"], fps, stages))
+        compared = (places["compare.mp4"], places["compare.png"], COLUMNS, fps)
+        middle = run.clip.num_frames // 2
+        self.compare = overlap.behind(comparison_files(*compared, middle, stages))
+        self.previews: deque[np.ndarray] = deque()  # (1, H, W, 3) of frames not restored so far
+
+    def add_encoded(self, latents: Tensor, preview: Tensor) -> None:
+        """Semantic latents (1, C, f, h, w) and the preview (3, f, H, W) of the next frames."""
+        with self.stages("write"):
+            pixels = to_uint8(preview)
+            self.latents(latents.cpu())
+            self.preview(pixels)
+        self.previews.extend(np.split(pixels, len(pixels)))
+        self.frames_to_encode -= len(pixels)
+        if self.frames_to_encode == 0:  # both can be completed while frames are restored
+            self.latents.end()
+            self.preview.end()
+
+    def add_restored(self, frame: Tensor, original: np.ndarray) -> None:
+        """The next frame (3, 1, H, W), and (1, H, W, 3) uint8 of the original."""
+        with self.stages("write"):
+            pixels = to_uint8(frame)
+            self.recon(pixels)
+            self.compare([original, self.previews.popleft(), pixels])

@@ -1,11 +1,8 @@
 """One video by several processes, started by torchrun: all compute, the first one writes."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch.distributed as dist
 
@@ -18,23 +15,14 @@ def sharing(pipeline: CascadePipeline) -> Iterator[bool]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
         return
-    dist.init_process_group("nccl" if pipeline.device.type == "cuda" else "gloo")
+    if pipeline.device.type == "cuda":
+        # NCCL would guess the device from the rank otherwise
+        dist.init_process_group("nccl", device_id=pipeline.device)
+    else:
+        dist.init_process_group("gloo")
     try:
         pipeline.spread()
         yield dist.get_rank() == 0
         dist.barrier()  # what the first one writes is there when the others end
     finally:
         dist.destroy_process_group()
-
-
-@contextmanager
-def output_folder(folder: Path, is_first: bool) -> Iterator[Path]:
-    """The folder; for other processes than the first one a folder that goes at the end."""
-    if is_first:
-        yield folder
-        return
-    own = Path(tempfile.mkdtemp())
-    try:
-        yield own
-    finally:
-        shutil.rmtree(own, ignore_errors=True)

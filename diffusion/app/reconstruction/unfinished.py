@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,14 +18,14 @@ logger = logging.getLogger(__name__)
 
 
 class UnfinishedRun(Sequence[Tensor]):
-    """The first VAE latents of a run that was broken off.
+    """The first VAE latents of a run that was broken off, on the CPU.
 
         with UnfinishedRun(folder, key) as run:
             for latents in run.keep(pipeline.restore_stream(..., finished=run)):
                 ...
 
-    A kill or an interrupt leaves `folder`, and the same command finds it; success and errors remove
-    it. Results of other settings are removed too.
+    Only a complete run removes `folder`. After a kill, an interrupt or an error, such as too little
+    memory, the same command finds it; a run of other settings replaces it.
 
     key: all that the results depend on, as JSON values.
     """
@@ -35,11 +34,10 @@ class UnfinishedRun(Sequence[Tensor]):
         """writes: False for all but one of several processes on one video."""
         self.folder, self.key = folder, json.dumps(key, sort_keys=True, default=str)
         self.writes, self.count = writes, 0
-        if not self._is_of_this_run():
-            self.remove()
-            return
-        while self._path(self.count).exists():
+        while self._is_whole(self.count):
             self.count += 1
+        self._stored = self.count
+        self._tidy()
 
     def __enter__(self) -> "UnfinishedRun":
         if self.count:
@@ -47,8 +45,9 @@ class UnfinishedRun(Sequence[Tensor]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        if kind is None or issubclass(kind, Exception):  # not KeyboardInterrupt
-            self.remove()
+        if kind is None:
+            self._stored = 0
+        self._tidy()
 
     def __len__(self) -> int:
         return self.count
@@ -61,21 +60,31 @@ class UnfinishedRun(Sequence[Tensor]):
     def keep(self, segments: Iterator[Tensor]) -> Iterator[Tensor]:
         """The same, each on disk before it is given on."""
         for i, latents in enumerate(segments):
-            if self.writes and i >= self.count:
+            if self.writes and i >= self._stored:
                 self.folder.mkdir(exist_ok=True)
                 stored = {"latents": latents.detach().cpu().contiguous()}
                 with replacing(self._path(i)) as partial:
                     save_file(stored, partial, metadata={"run": self.key})
+                self._stored = i + 1
             yield latents
 
-    def remove(self) -> None:
-        if self.writes:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _is_of_this_run(self) -> bool:
-        with suppress(OSError, SafetensorError), safe_open(self._path(0), framework="pt") as file:
+    def _is_whole(self, index: int) -> bool:
+        """Whether the piece is there, is not torn, and belongs to this run."""
+        path = self._path(index)
+        with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get("run") == self.key
         return False
+
+    def _tidy(self) -> None:
+        """Remove all but the pieces that are stored, and the folder if there are none."""
+        if not self.writes:
+            return
+        with suppress(OSError):  # the folder is not there
+            pieces = {self._path(i) for i in range(self._stored)}
+            for path in set(self.folder.iterdir()) - pieces:
+                path.unlink()
+            if not pieces:
+                self.folder.rmdir()
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:06d}.safetensors"

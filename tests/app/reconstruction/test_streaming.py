@@ -7,10 +7,8 @@ import time
 import pytest
 import torch
 from commands import start_process
-from safetensors.torch import load_file
 from video_files import encode, moving_frames
 
-from diffusion.app.reconstruction.unfinished import UnfinishedRun
 from diffusion.data.latents import load_latents
 from diffusion.data.video.clip import read_frames
 
@@ -116,6 +114,36 @@ def test_a_killed_reconstruction_continues_to_the_same_result(tiny_config, long_
     assert torch.equal(a, b)
 
 
+def test_a_reconstruction_that_ran_out_of_memory_continues(
+    commands, long_video, tmp_path, monkeypatch, caplog
+):
+    """As a GPU that others use too: too little memory is left in the middle."""
+    from diffusion.app.reconstruction import coding
+
+    keep = coding.UnfinishedRun.keep
+
+    def too_little_memory(run, segments):
+        for i, latents in enumerate(keep(run, segments)):
+            if i == 3:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            yield latents
+
+    def arguments(folder):
+        return (long_video, "--num-frames", "all", "--steps", 1, "--output-dir", tmp_path / folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(coding.UnfinishedRun, "keep", too_little_memory)
+        assert "out of memory" in commands.refused("reconstruct", *arguments("a"))
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [".unfinished"]
+    caplog.set_level("INFO")
+    commands.ok("reconstruct", *arguments("a"))
+    assert "continuing after 4 finished windows" in caplog.text
+    assert not (tmp_path / "a" / ".unfinished").exists()
+    commands.ok("reconstruct", *arguments("b"))
+    metrics = [json.loads((tmp_path / folder / "metrics.json").read_text()) for folder in "ab"]
+    assert metrics[0]["psnr"] == metrics[1]["psnr"]
+
+
 def test_a_broken_off_decoding_continues_unless_something_changed(
     tiny_config, commands, long_video, tmp_path
 ):
@@ -132,33 +160,3 @@ def test_a_broken_off_decoding_continues_unless_something_changed(
     assert process.wait() == 0
     assert "continuing" not in process.communicate()[1]
     assert not folder.exists()
-
-
-def test_finished_windows_are_kept_in_order(tmp_path):
-    segments = [torch.randn(1, 4, n, 2, 2) for n in (3, 2, 1)]
-    key = {"seed": 1, "source": ["clip.mp4", 3]}
-
-    def broken_off():
-        yield from segments[:2]
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt), UnfinishedRun(tmp_path / "u", key) as run:
-        list(run.keep(broken_off()))
-    assert (tmp_path / "u").exists()
-    again = UnfinishedRun(tmp_path / "u", key)
-    assert len(again) == 2
-    assert all(torch.equal(a, b) for a, b in zip(again, segments[:2], strict=True))
-    assert torch.equal(load_file(tmp_path / "u" / "000001.safetensors")["latents"], segments[1])
-    (tmp_path / "u" / "000000.safetensors").write_bytes(b"damaged")
-    assert not UnfinishedRun(tmp_path / "u", key)
-    assert not (tmp_path / "u").exists()
-
-
-def test_an_error_leaves_nothing_to_continue(tmp_path):
-    def broken():
-        yield torch.zeros(1)
-        raise ValueError("broken")
-
-    with pytest.raises(ValueError, match="broken"), UnfinishedRun(tmp_path / "u", {}) as run:
-        list(run.keep(broken()))
-    assert not (tmp_path / "u").exists()
