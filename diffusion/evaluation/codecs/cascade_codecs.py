@@ -32,8 +32,7 @@ class CascadeCodec(Codec):
     def __init__(self, name: str, config: str, options: CodecOptions):
         self.name, self.options = name, options
         self.config = load_config(config)
-        # refuses what the model cannot have, before anything is loaded
-        self.sampling = sampling_of(self.config, options.sampler, options.steps)
+        self.drawn_with = self._sampling()  # refuses what cannot be, before anything is loaded
         self.pipeline = build_cascade(
             self.config, device=options.device, dtype=options.dtype, only=self.parts
         )
@@ -42,7 +41,8 @@ class CascadeCodec(Codec):
         return store(self.pipeline.encode(video), video)
 
     def decode(self, encoded: Encoded) -> Tensor:
-        return restored(self.pipeline.decode(encoded.data.float(), **self._sampling()), encoded)
+        latents = encoded.latents(self.options.device)
+        return restored(self.pipeline.decode(latents, **self.drawn_with), encoded)
 
     def facts(self) -> dict[str, Any]:
         compressor = self.pipeline.compressor
@@ -61,19 +61,17 @@ class CascadeCodec(Codec):
             "config": hashlib.sha256(text.encode()).hexdigest()[:16],
             "weights": {name: weights_digest(getattr(self.pipeline, name)) for name in self.parts},
             "dtype": str(self.options.dtype),
-            **self._sampling(),
+            **self.drawn_with,
         }
 
     def _networks(self) -> list[nn.Module]:
         return [getattr(self.pipeline, name) for name in self.parts]
 
     def _sampling(self) -> dict[str, Any]:
-        """What the decoder draws with."""
-        return {
-            "steps": self.sampling.steps,
-            "sampler": self.sampling.sampler,
-            "seed": self.options.seed,
-        }
+        """Arguments of CascadePipeline.decode: as the config's model is meant to be sampled."""
+        options = self.options
+        sampling = sampling_of(self.config, options.sampler, options.steps)
+        return {"steps": sampling.steps, "sampler": sampling.sampler, "seed": options.seed}
 
 
 class PreviewCodec(CascadeCodec):
@@ -82,7 +80,7 @@ class PreviewCodec(CascadeCodec):
     parts = ("compressor", "previewer")
 
     def decode(self, encoded: Encoded) -> Tensor:
-        preview = self.pipeline.preview(encoded.data.float())[0]
+        preview = self.pipeline.preview(encoded.latents(self.options.device))[0]
         factor = self.pipeline.compressor.spatial_compression // self.pipeline.previewer.upscaling
         height, width = (factor * side for side in preview.shape[-2:])
         return restored(resize(preview, height, width)[None], encoded)
@@ -101,7 +99,8 @@ class VAECodec(CascadeCodec):
         return store(self.pipeline.encode_vae(padded), video)
 
     def decode(self, encoded: Encoded) -> Tensor:
-        return restored(self.pipeline.decode_vae(encoded.data.float()), encoded)
+        latents = encoded.latents(self.options.device)
+        return restored(self.pipeline.decode_vae(latents), encoded)
 
     def facts(self) -> dict[str, Any]:
         vae = self.pipeline.vae

@@ -59,7 +59,7 @@ class LinearCodec(Codec):
         return store(map_frames(self.linear.encode, padded, FRAMES_PER_CHUNK), video)
 
     def decode(self, encoded: Encoded) -> Tensor:
-        code = encoded.data.to(self.linear.mean.device).float()
+        code = encoded.latents(self.linear.mean.device)
         return restored(map_frames(self.linear.decode, code, FRAMES_PER_CHUNK), encoded)
 
     def facts(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class BicubicCodec(Codec):
         return store(resize(video[0].to(self.options.device), *small)[None], video)
 
     def decode(self, encoded: Encoded) -> Tensor:
-        small = encoded.data[0].to(self.options.device).float()
+        small = encoded.latents(self.options.device)[0]
         return restored(resize(small, *encoded.size[1:])[None], encoded)
 
     def facts(self) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from diffusion.utils.devices import sent
+
 STORED_BITS = 16  # of a latent value: float16
 
 
@@ -28,7 +30,7 @@ class CodecOptions:
 class Encoded:
     """All that a decoder gets.
 
-    data: float16 latents (1, C, f, h, w), or the bytes of a file.
+    data: float16 latents (1, C, f, h, w) on the CPU, or the bytes of a file.
     size: (F, H, W) of the video.
     """
 
@@ -41,6 +43,10 @@ class Encoded:
             return 8 * len(self.data)
         return STORED_BITS * self.data.numel()
 
+    def latents(self, device: torch.device) -> Tensor:
+        """(1, C, f, h, w), float32."""
+        return sent(self.data, device).float()
+
 
 class Codec(ABC):
     """name: as it was asked for, and as tables show it."""
@@ -49,11 +55,17 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, video: Tensor) -> Encoded:
-        """(1, 3, F, H, W) in [-1, 1], of any size. UserError for a video that cannot be."""
+        """(1, 3, F, H, W) in [-1, 1], of any size, from any device.
+
+        UserError for a video that cannot be.
+        """
 
     @abstractmethod
     def decode(self, encoded: Encoded) -> Tensor:
-        """-> (1, 3, F, H, W) in [-1, 1] on the CPU, of exactly the size that was encoded."""
+        """-> (1, 3, F, H, W) in [-1, 1], of exactly the size that was encoded.
+
+        On the device that the codec computes on, where it is measured.
+        """
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
@@ -77,7 +89,7 @@ def store(latents: Tensor, video: Tensor) -> Encoded:
 def restored(video: Tensor, encoded: Encoded) -> Tensor:
     """(1, 3, F', H', W') as decoded -> (1, 3, F, H, W): without padding, within [-1, 1]."""
     frames, height, width = encoded.size
-    return video[:, :, :frames, :height, :width].float().clamp(-1, 1).cpu()
+    return video[:, :, :frames, :height, :width].float().clamp(-1, 1)
 
 
 def latent_facts(

@@ -69,7 +69,7 @@ class DiffusersCodec(Codec):
         return store(self._encode(padded), video)
 
     def decode(self, encoded: Encoded) -> Tensor:
-        return restored(self._decode(encoded.data.float()), encoded)
+        return restored(self._decode(encoded.latents(self.options.device)), encoded)
 
     def facts(self) -> dict[str, Any]:
         shape = self.shape
@@ -106,7 +106,6 @@ class DiffusersCodec(Codec):
             torch.random.fork_rng(devices),
         ):
             torch.manual_seed(self.options.seed)
-            latents = latents.to(self.options.device)
             if takes_videos(self.model):
                 return self._decode_video(latents).float()
             if "num_frames" in inspect.signature(self.model.decode).parameters:

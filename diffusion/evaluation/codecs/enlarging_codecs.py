@@ -44,7 +44,7 @@ class EnlargingCodec(CascadeCodec):
         num_frames: int,
     ) -> Tensor:
         """Conditions, and what stands for the preview -> (B, 3, num_frames, H', W')."""
-        latents = pipeline.restore_stream(pieces, num_frames, **self._sampling())
+        latents = pipeline.restore_stream(pieces, num_frames, **self.drawn_with)
         return torch.cat(list(pipeline.decode_vae_stream(latents, num_frames)), dim=2)
 
 
@@ -59,7 +59,7 @@ class UpscaleCodec(EnlargingCodec):
         return store(reduce(pad_reflect(video, FACTOR), FACTOR), video)
 
     def decode(self, encoded: Encoded) -> Tensor:
-        pieces = self.upscaler.pieces([encoded.data.float()])
+        pieces = self.upscaler.pieces([encoded.latents(self.options.device)])
         return restored(self._restore(self.upscaler.pipeline, pieces, encoded.size[0]), encoded)
 
     def facts(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class InterpolateCodec(EnlargingCodec):
         return store(video[:, :, ::FACTOR], video)
 
     def decode(self, encoded: Encoded) -> Tensor:
-        known = encoded.data.float()
+        known = encoded.latents(self.options.device)
         pieces = stretched_pieces(self.pipeline, [known], FACTOR)
         num_frames = stretched_length(known.shape[2], FACTOR)
         video = self._restore(self.pipeline, pieces, num_frames)
@@ -95,13 +95,14 @@ class FrameCodec(Codec):
     def __init__(self, name: str, between: str, options: CodecOptions):
         if between not in FILTERS:
             raise UserError(f"--models {name}: {between!r} is not one of {', '.join(FILTERS)}")
-        self.name, self.filtered = name, FILTERS[between]
+        self.name, self.options, self.filtered = name, options, FILTERS[between]
 
     def encode(self, video: Tensor) -> Encoded:
         return store(video[:, :, ::FACTOR], video)
 
     def decode(self, encoded: Encoded) -> Tensor:
-        return restored(as_long(between(self.filtered, encoded.data.float()), encoded), encoded)
+        known = encoded.latents(self.options.device)
+        return restored(as_long(between(self.filtered, known), encoded), encoded)
 
     def facts(self) -> dict[str, Any]:
         return latent_facts(1, FACTOR, 3)

@@ -74,7 +74,7 @@ class StableCascadeCodec(Codec):
             return 2 * out.images.float() - 1
 
         with inference(self.options.device, self.options.dtype):
-            latents = encoded.data.to(self.options.device).float()
+            latents = encoded.latents(self.options.device)
             return restored(map_frames(picture, latents, 1), encoded)
 
     def facts(self) -> dict[str, Any]:

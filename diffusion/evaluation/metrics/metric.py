@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 
 from diffusion.evaluation.metrics.weight_files import sha256
+from diffusion.utils.compute import Compute, inference
 from diffusion.utils.errors import UserError
+
+# The same numbers on every machine: no shortened products, no choice among ways to sum.
+EXACT = Compute(tf32=False, cudnn_benchmark=False)
 
 
 def mean_of_means(values: Sequence[Tensor]) -> float:
@@ -69,7 +73,7 @@ class Metric:
         problem = self.unfit(*original.shape[1:]) or self.missing()
         if problem:
             raise UserError(problem)
-        with torch.no_grad(), torch.autocast(original.device.type, enabled=False):
+        with inference(original.device, torch.float32, EXACT):
             return self.compute(reconstruction, original)
 
     def describe(self) -> dict[str, object]:

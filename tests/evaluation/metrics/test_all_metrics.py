@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from noisy_videos import pair
 
 from diffusion.evaluation.metrics.all_metrics import METRICS
 from diffusion.evaluation.metrics.sharpness import gradient
+from diffusion.utils.compute import Compute
 from diffusion.utils.errors import UserError
 
 WITHOUT_WEIGHTS = [
@@ -75,3 +77,17 @@ def test_every_metric_describes_itself_for_the_results_file():
         assert facts["missing"] is None or "\n" not in facts["missing"]
     weights = METRICS["effnet_lite2"].describe()["weights"]
     assert [len(digits) for digits in weights.values()] == [64]
+
+
+def test_metrics_are_computed_in_float32_whatever_a_gpu_may_do_around_them():
+    seen = []
+
+    def compute(video, reference):
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        seen.append((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()))
+        return video.mean((0, 2, 3))
+
+    metric = replace(METRICS["psnr"], compute=compute)
+    with Compute(tf32=True).applied(), torch.autocast("cpu", torch.bfloat16):
+        metric(*pair())
+    assert seen == [(False, False), (False, False)]
