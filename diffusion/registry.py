@@ -6,7 +6,7 @@ import inspect
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
-from typing import Any, get_args
+from typing import Any, Generic, TypeVar, get_args
 
 from diffusion.utils.errors import ConfigError, UserError
 from diffusion.utils.kinds import (
@@ -18,6 +18,8 @@ from diffusion.utils.kinds import (
     item_hints,
     members,
 )
+
+T = TypeVar("T")
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -37,26 +39,26 @@ def check_keys(options: Mapping[str, Any], valid: Iterable[str], where: str) -> 
             raise ConfigError(f"unknown key {key!r} in {where}; {nearest(key, valid)}")
 
 
-def keyword_parameters(target: Callable) -> dict[str, inspect.Parameter]:
+def keyword_parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Named parameters of a constructor or function, without self, *args and **kwargs."""
     parameters = inspect.signature(target, eval_str=True).parameters.values()
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {p.name: p for p in parameters if p.kind not in variadic}
 
 
-class Registry:
+class Registry(Generic[T]):
     """What a config's `type` may name, e.g. Registry("model", [VideoDiT, VideoVAE]).
 
     aliases: further names, for classes that are better known by another one.
     """
 
     def __init__(
-        self, kind: str, classes: Iterable[Callable], aliases: Mapping[str, Callable] | None = None
+        self, kind: str, classes: Iterable[type[T]], aliases: Mapping[str, type[T]] | None = None
     ):
         self.kind = kind
         self.classes = {cls.__name__: cls for cls in classes} | dict(aliases or {})
 
-    def require(self, name: str, where: str) -> Callable:
+    def require(self, name: str, where: str) -> type[T]:
         """The class of that name; `where` the config names it, for errors."""
         if name not in self.classes:
             raise ConfigError(
@@ -66,7 +68,7 @@ class Registry:
 
 
 def check_options(
-    target: Callable, options: Mapping[str, Any], where: str, given: Iterable[str] = ()
+    target: Callable[..., Any], options: Mapping[str, Any], where: str, given: Iterable[str] = ()
 ) -> None:
     """Raise a ConfigError if `target` does not take `options`, or needs more than these.
 
@@ -76,7 +78,7 @@ def check_options(
 
 
 def read_options(
-    target: Callable, options: Mapping[str, Any], where: str, given: Iterable[str] = ()
+    target: Callable[..., Any], options: Mapping[str, Any], where: str, given: Iterable[str] = ()
 ) -> dict[str, Any]:
     """`options` as arguments of `target`: each of the kind that its annotation asks for.
 
@@ -141,7 +143,9 @@ def _short(value: Any) -> str:
     return " ".join(text.repr(value).split())
 
 
-def call_with(target: Callable, options: Mapping[str, Any], where: str, **runtime) -> Any:
+def call_with(
+    target: Callable[..., T], options: Mapping[str, Any], where: str, **runtime: Any
+) -> T:
     """target(**options, **runtime); `where` is the options' path in the config, for errors.
 
     `runtime` are the arguments that configs cannot hold (modules, devices).
@@ -156,8 +160,8 @@ def call_with(target: Callable, options: Mapping[str, Any], where: str, **runtim
 
 
 def split_type(
-    registry: Registry, options: Mapping[str, Any], where: str
-) -> tuple[Callable, dict[str, Any]]:
+    registry: Registry[T], options: Mapping[str, Any], where: str
+) -> tuple[type[T], dict[str, Any]]:
     """The class that `options["type"]` names, and the other keys."""
     if not isinstance(options, Mapping) or "type" not in options:
         raise ConfigError(f"{where} lacks the key 'type'; {nearest('', registry.classes)}")
@@ -165,7 +169,7 @@ def split_type(
     return registry.require(options.pop("type"), where), options
 
 
-def build(registry: Registry, options: Mapping[str, Any], where: str, **runtime) -> Any:
+def build(registry: Registry[T], options: Mapping[str, Any], where: str, **runtime: Any) -> T:
     """Build the class that `options["type"]` names from the other keys of `options`."""
     target, options = split_type(registry, options, where)
     return call_with(target, options, where, **runtime)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Check style and format: bash scripts/lint.sh; with --fix, mend what can be mended.
+# Check style, format and types: bash scripts/lint.sh; with --fix, mend what can be mended.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bash "$root/install.sh"
@@ -9,4 +9,5 @@ if [[ ${1:-} == --fix ]]; then
     exec .venv/bin/ruff format .
 fi
 .venv/bin/ruff check .
-exec .venv/bin/ruff format --check .
+.venv/bin/ruff format --check .
+exec .venv/bin/ty check --quiet

@@ -18,7 +18,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from diffusion.models.autoencoder import Autoencoder
-from diffusion.models.network import Network
+from diffusion.models.initialisation import start_at_zero
+from diffusion.models.interfaces import Compressor, PreviewDecoder
 from diffusion.utils.frames import map_frames
 
 
@@ -29,8 +30,7 @@ class ConvBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        start_at_zero(self.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
@@ -45,8 +45,7 @@ class WideBlock(nn.Module):
         self.spatial = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
         self.expand = nn.Conv2d(channels, expansion * channels, 1)
         self.reduce = nn.Conv2d(expansion * channels, channels, 1)
-        nn.init.zeros_(self.reduce.weight)
-        nn.init.zeros_(self.reduce.bias)
+        start_at_zero(self.reduce)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
@@ -67,6 +66,10 @@ class LinearBlocks(nn.Module):
     (components) of the projections, so that the code has unit variance on the fitted data. It
     carries most of the picture, so it is computed in float32 also under autocast.
     """
+
+    mean: Tensor
+    basis: Tensor
+    std: Tensor
 
     def __init__(self, block: int, components: int):
         super().__init__()
@@ -129,8 +132,7 @@ class BlockEncoder(nn.Module):
             nn.Conv2d(4 * fine, coarse, 1) for fine, coarse in pairwise(channels)
         )
         self.head = nn.Conv2d(channels[-1], latent_channels, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        start_at_zero(self.head)
 
     def forward(self, frames: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] -> (N, latent_channels, H/s, W/s)."""
@@ -165,8 +167,7 @@ class BlockDecoder(nn.Module):
             nn.Conv2d(coarse, 4 * fine, 1) for coarse, fine in pairwise(channels)
         )
         self.head = nn.Conv2d(channels[-1], 3 * stem * stem, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        start_at_zero(self.head)
 
     def forward(self, latents: Tensor) -> Tensor:
         """(N, latent_channels, h, w) -> (N, 3, h*s, w*s), about [-1, 1], not clamped."""
@@ -176,8 +177,8 @@ class BlockDecoder(nn.Module):
         return self.linear.decode(latents) + F.pixel_shuffle(self.head(x), self.stem)
 
 
-class CompactCompressor(Network):
-    """Semantic compressor of the embedded model, with SemanticCompressor's interface."""
+class CompactCompressor(Compressor):
+    """Semantic compressor of the embedded model."""
 
     temporal_compression = 1
 
@@ -204,7 +205,7 @@ class CompactCompressor(Network):
         return map_frames(self.encoder, video, self.frames_per_chunk)
 
 
-class CompactPreviewer(Network):
+class CompactPreviewer(PreviewDecoder):
     """Decodes semantic latents to full-size pixels without diffusion ("without LDM")."""
 
     @register_to_config
@@ -231,7 +232,7 @@ class CompactPreviewer(Network):
 
 
 class CompactVAE(Autoencoder):
-    """Frame-wise f8, 4-channel autoencoder with VideoVAE's interface.
+    """Frame-wise f8, 4-channel autoencoder.
 
     The posterior is a Gaussian of fixed width: `posterior_std` in units of the latents, which have
     about unit variance. Training the decoder on samples makes it smooth where the diffusion model

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.models.embeddings import TimestepEmbedder, position_dims, video_positions
-from diffusion.models.grid_attention import Grid, GridAttention, parse_grid
+from diffusion.models.grid_attention import Grid, GridAttention, parse_grid, token_size
+from diffusion.models.initialisation import start_at_zero, zero_bias
 from diffusion.models.network import Network
 from diffusion.utils.errors import ConfigError, UserError
 
@@ -140,8 +141,9 @@ class VideoDiT(Network):
 
     _supports_gradient_checkpointing = True
     _supports_group_offloading = True
-    _no_split_modules: ClassVar = ["Block"]
-    _repeated_blocks: ClassVar = ["Block"]
+    # diffusers does not say that these are the class's
+    _no_split_modules: ClassVar = ["Block"]  # ty: ignore[incompatible-attribute-override]
+    _repeated_blocks: ClassVar = ["Block"]  # ty: ignore[incompatible-attribute-override]
     # their dtype is asked for before they are called
     _skip_layerwise_casting_patterns = ("x_embedder", "t_embedder")
 
@@ -222,22 +224,23 @@ class VideoDiT(Network):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                zero_bias(module)
         # The patch embedding is a linear layer in the shape of a convolution.
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
-        nn.init.zeros_(self.x_embedder.proj.bias)
+        zero_bias(self.x_embedder.proj)
         # Small, so that early on all times look alike to the blocks.
-        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        for layer in linear_layers(self.t_embedder):
+            nn.init.normal_(layer.weight, std=0.02)
         # Nothing is mixed yet either.
         for module in self.modules():
             if isinstance(module, LocalMixing):
-                nn.init.zeros_(module.conv.weight)
-                nn.init.zeros_(module.conv.bias)
+                start_at_zero(module.conv)
         # adaLN-Zero: shifts, scales and gates start at zero, every block as the identity.
-        nn.init.zeros_(self.t_block[1].weight)
-        for module in [*self.blocks, self.final_layer]:
-            nn.init.zeros_(module.scale_shift_table)
+        for layer in linear_layers(self.t_block):
+            nn.init.zeros_(layer.weight)
+        for module in self.modules():
+            if isinstance(module, Block | FinalLayer):
+                nn.init.zeros_(module.scale_shift_table)
         # The model starts by predicting zero, so that the first loss is that of knowing nothing.
         nn.init.zeros_(self.final_layer.linear.weight)
 
@@ -261,7 +264,7 @@ class VideoDiT(Network):
         latents = x_t if condition is None else torch.cat([x_t, condition], dim=1)
         x = self.x_embedder(latents.to(self.dtype))  # (B, F, h, w, D)
         x = x + video_positions(
-            tuple(x.shape[1:4]),
+            token_size(x),
             self.hidden_size,
             origin=tuple(origin),
             interpolation=position_interpolation or self.position_interpolation,
@@ -272,10 +275,11 @@ class VideoDiT(Network):
         frame_embedding = self.t_embedder(timestep)  # (B, 1 or F, D)
         block_embedding = frame_embedding if image_mode else frame_embedding[:, :1]
         block_embedding = rearrange(self.t_block(block_embedding), "b f (k d) -> b f k d", k=6)
+        computed_again = self._gradient_checkpointing_func if self.gradient_checkpointing else None
         for block, grid in zip(self.blocks, self.grids, strict=True):
             grid = grid.of_single_frames() if image_mode else grid
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = self._gradient_checkpointing_func(block, x, block_embedding, grid)
+            if computed_again is not None and torch.is_grad_enabled():
+                x = computed_again(block, x, block_embedding, grid)
             else:
                 x = block(x, block_embedding, grid)
         # latents stay in the caller's precision whatever the weights are in
@@ -303,6 +307,10 @@ class VideoDiT(Network):
                 f"latents of {_by(size)} (frames, rows, columns) do not fit the attention grids "
                 f"and patches of this model; take multiples of {_by(multiple)}"
             )
+
+
+def linear_layers(network: nn.Module) -> list[nn.Linear]:
+    return [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
 
 
 def _by(size: Sequence[int]) -> str:

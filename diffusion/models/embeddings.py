@@ -39,7 +39,7 @@ class TimestepEmbedder(nn.Module):
     def forward(self, timestep: Tensor) -> Tensor:
         """(...) -> (..., D)."""
         features = timestep_features(timestep, self.num_features)
-        return self.mlp(features.to(self.mlp[0].weight.dtype))
+        return self.mlp(features.to(next(self.mlp.parameters()).dtype))
 
 
 class PositionDims(NamedTuple):

@@ -7,6 +7,7 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
 from diffusion.utils.imagenet import imagenet_statistics
@@ -27,9 +28,14 @@ class PerceptualDistance(nn.Module):
     size: 0 is the network of our losses; 2 was in none and judges what they made.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, size: int = 0):
         super().__init__()
-        self.net = timm.create_model(f"tf_efficientnet_lite{size}", pretrained=False)
+        net = timm.create_model(f"tf_efficientnet_lite{size}", pretrained=False)
+        assert isinstance(net, EfficientNet)
+        self.net = net
         published = torch.load(packaged_weights(size), map_location="cpu", weights_only=True)
         # The package's names differ from timm's, the order of the layers does not.
         own = self.net.state_dict()

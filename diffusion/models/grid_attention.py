@@ -71,12 +71,18 @@ def parse_grid(entry: str | Sequence[int] | None) -> Grid:
     return Grid(*counts)
 
 
+def token_size(x: Tensor) -> Size:
+    """Of tokens (B, F, H, W, D)."""
+    _, frames, height, width, _ = x.shape
+    return frames, height, width
+
+
 def split_grid(x: Tensor, grid: Grid) -> Tensor:
     """(B, F, H, W, D) -> (B * cells, F*H*W / cells, D).
 
     The batch runs over video, temporal chunk, row chunk, column chunk; merge_grid is the inverse.
     """
-    t, r, c = grid.cells(tuple(x.shape[1:4]))
+    t, r, c = grid.cells(token_size(x))
     return rearrange(x, "b (t f) (r h) (c w) d -> (b t r c) (f h w) d", t=t, r=r, c=c)
 
 
@@ -128,7 +134,7 @@ class GridAttention(nn.Module):
         else:
             out = self.attend(q, k, v)
         out = self.proj(rearrange(out, "b i n d -> b n (i d)"))
-        return merge_grid(out, grid, tuple(x.shape[1:4]))
+        return merge_grid(out, grid, token_size(x))
 
 
 def _cells_on_axis(axis: str, length: int, cells: int) -> int:

@@ -33,7 +33,7 @@ class LowRank(Network):
     @classmethod
     def beside(cls, network: nn.Module, rank: int, layers: Iterable[str]) -> "LowRank":
         """Of these layers of a network, which stays as it is (see `layers_of` for the names)."""
-        weights = {name: network.get_submodule(name).weight for name in layers}
+        weights = {name: network.get_parameter(f"{name}.weight") for name in layers}
         return cls(rank, {name: [w[0].numel(), len(w)] for name, w in weights.items()})
 
     def start_from(self, path: str | Path) -> None:
@@ -53,9 +53,10 @@ class LowRank(Network):
     def changed(self, network: nn.Module) -> dict[str, Tensor]:
         """The weights of these layers with their changes, by the names of the state dict."""
         changed = {}
-        for name, change in self.named_children():
-            weight = network.get_submodule(name.replace("/", ".")).weight
-            changed[f"{name.replace('/', '.')}.weight"] = weight + change().view_as(weight)
+        for layer, change in self.named_children():
+            name = f"{layer.replace('/', '.')}.weight"
+            weight = network.get_parameter(name)
+            changed[name] = weight + change().view_as(weight)
         return changed
 
 

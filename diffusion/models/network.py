@@ -3,11 +3,11 @@
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -18,6 +18,9 @@ from diffusion.models.weights import FOLDER_FILE, check_names, one_line
 from diffusion.registry import check_options
 from diffusion.utils.errors import UserError, WeightsError
 from diffusion.utils.files import disk_errors, make_folder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # diffusers 0.42 warns of every `to(dtype)`, also where nothing has to stay in float32.
 loader_log = logging.getLogger("diffusers.models.modeling_utils")
@@ -42,8 +45,11 @@ class Network(ModelMixin, ConfigMixin):
     # its hooks are on `forward`, and most networks are called by `encode` or `decode`
     _supports_group_offloading = False
 
+    # Narrower than diffusers' here: what it calls arguments of its own are among `options`.
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options) -> "Network":
+    def from_pretrained(  # ty: ignore[incompatible-method-override]
+        cls, pretrained_model_name_or_path: str | Path, **options: Any
+    ) -> "Self":
         """The network in eval mode. Raises FolderError for a folder that does not hold its weights.
 
         options: diffusers' (see `ModelMixin.from_pretrained`), and arguments of the constructor in
@@ -65,19 +71,18 @@ class Network(ModelMixin, ConfigMixin):
             _check_folder(Path(source), subfolder, options.get("variant"))
         try:
             with _silent_loader():
-                network, report = super().from_pretrained(
-                    source, output_loading_info=True, **options
-                )
+                loaded: Any = super().from_pretrained(source, output_loading_info=True, **options)
+                network, report = loaded
         except (UserError, torch.OutOfMemoryError):
             raise
         except (OSError, ValueError, RuntimeError) as error:
             raise FolderError(f"{place}: {one_line(error)}") from error
         check_names(cls.__name__, report["missing_keys"], report["unexpected_keys"], place)
-        return (network, report) if with_report else network
+        return loaded if with_report else network
 
     @classmethod
-    def from_config(
-        cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **options
+    def from_config(  # ty: ignore[incompatible-method-override]
+        cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **options: Any
     ) -> Any:
         """The network with random weights. A key that the constructor does not take is an error."""
         kind = config.get("_class_name", cls.__name__)
@@ -85,9 +90,11 @@ class Network(ModelMixin, ConfigMixin):
             raise WeightsError(f"the config describes a {kind}, not a {cls.__name__}")
         arguments = {key: value for key, value in config.items() if key[0] != "_"}
         check_options(cls, {**arguments, **options}, f"the config of {cls.__name__}")
-        return super().from_config(config, return_unused_kwargs, **options)
+        return super().from_config(dict(config), return_unused_kwargs, **options)
 
-    def save_pretrained(self, save_directory: str | Path, **options) -> None:
+    def save_pretrained(  # ty: ignore[incompatible-method-override]
+        self, save_directory: str | Path, **options: Any
+    ) -> None:
         """Write config.json and safetensors, whole under their final names or not at all.
 
         options: diffusers' (see `ModelMixin.save_pretrained`).
@@ -120,7 +127,7 @@ def computed_again(block: torch.nn.Module, *arguments: Any) -> Any:
 
 
 @contextmanager
-def _silent_loader() -> Iterator[None]:
+def _silent_loader() -> Generator[None]:
     """What the loader would warn of is an error here, which says it once."""
     level = loader_log.level
     loader_log.setLevel(logging.CRITICAL)

@@ -4,11 +4,11 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from diffusion.models.network import Network
+from diffusion.models.interfaces import PreviewDecoder
 from diffusion.utils.frames import map_frames
 
 
-class Previewer(Network):
+class Previewer(PreviewDecoder):
     """Shows what the semantic latents hold without any diffusion, at 1/4 of the video's size.
 
     Parameter names are those of the published `previewer.safetensors`. Meant to run in eval mode.

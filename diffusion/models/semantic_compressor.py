@@ -5,13 +5,13 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torchvision.models import efficientnet_v2_s
 
-from diffusion.models.network import Network
+from diffusion.models.interfaces import Compressor
 from diffusion.utils.errors import UserError
 from diffusion.utils.frames import map_frames
 from diffusion.utils.imagenet import imagenet_statistics
 
 
-class SemanticCompressor(Network):
+class SemanticCompressor(Compressor):
     """EfficientNetV2-S features and a 1x1 mapper to 16 channels, normalised per channel.
 
     Frames are independent and the encoding is deterministic. Parameter names are those of the
@@ -20,6 +20,8 @@ class SemanticCompressor(Network):
     """
 
     latent_channels, spatial_compression, temporal_compression = 16, 32, 1
+    mean: Tensor
+    std: Tensor
 
     @register_to_config
     def __init__(self, frames_per_chunk: int = 8) -> None:

@@ -47,7 +47,10 @@ class VideoVAE(Autoencoder):
         decode_overlap: frames that neighbouring chunks share and blend, so that their borders do
             not flicker. 0 decodes independent chunks, as the published model did.
         """
-        from diffusers import AutoencoderKLTemporalDecoder  # slow, and other VAEs need none of it
+        # slow, and other VAEs need none of it
+        from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import (
+            AutoencoderKLTemporalDecoder,
+        )
 
         super().__init__()
         if not 0 <= decode_overlap < decode_chunk:
@@ -116,13 +119,14 @@ class VideoVAE(Autoencoder):
         weights = span_weights(starts, self.decode_chunk, length).to(
             latents
         )  # (spans, span length)
-        video = None
+        video: Tensor | None = None
         for start, weight in track(list(zip(starts, weights, strict=True))):
             span = slice(start, start + len(weight))
             decoded = self._decode_together(latents[:, :, span])
             if video is None:
                 video = decoded.new_zeros(*decoded.shape[:2], length, *decoded.shape[3:])
             video[:, :, span].addcmul_(decoded, rearrange(weight, "f -> f 1 1"))
+        assert video is not None  # there is a span of any length from 1
         return video
 
     def _decode_together(self, latents: Tensor) -> Tensor:

@@ -54,7 +54,9 @@ def load_as_stored(module: nn.Module, state: Mapping[str, Tensor], source: str |
     """Fill `module`, which takes the number format of `state`; `source` is named in errors."""
     check_fits(module, state, source)
     floating = [value.dtype for value in state.values() if value.is_floating_point()]
-    module.to(*floating[:1]).load_state_dict(state)
+    if floating:
+        module.to(floating[0])
+    module.load_state_dict(state)
 
 
 def load_initial_weights(module: nn.Module, path: str | Path) -> None:
@@ -70,9 +72,8 @@ def load_initial_weights(module: nn.Module, path: str | Path) -> None:
     check_fits(module, state, path)
     module.load_state_dict(state)
     log.info("starting from %s", path)
-    new = state[INPUT_LAYER].shape[1] - stored.shape[1] if wanted is not None else 0
-    if new:
-        total = wanted.shape[1]
+    if wanted is not None and stored is not None and wanted.shape != stored.shape:
+        total, new = wanted.shape[1], wanted.shape[1] - stored.shape[1]
         log.info("%d of the %d input channels are new and start at zero", new, total)
 
 

@@ -1,6 +1,6 @@
 """How a device computes what it could compute in several ways."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -52,7 +52,7 @@ class Compute:
                 block.compile()
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
+    def applied(self) -> Generator[None]:
         """Within the block, the process multiplies and convolves in this way."""
         # accelerate and torch's compiler use these switches too, which must not be mixed with the
         # newer `fp32_precision`
@@ -69,7 +69,7 @@ class Compute:
 @contextmanager
 def inference(
     device: torch.device, dtype: torch.dtype, compute: Compute = Compute()
-) -> Iterator[None]:
+) -> Generator[None]:
     """No gradients, autocast to `dtype` unless that is float32, and the device's options."""
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     with torch.no_grad(), autocast, compute.on(device, dtype).applied():

@@ -3,7 +3,7 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ RECORD = ".replacing"  # which files get which names, see replacing_together
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str]) -> Generator[Path]:
     """Within the block, a file beside `path` to write to; after it, that file is `path`.
 
     After an exception it is removed, and an older `path` stays as it was. What the disk refuses
@@ -37,7 +37,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_together(folder: Path, names: Sequence[str]) -> Iterator[list[Path]]:
+def replacing_together(folder: Path, names: Sequence[str]) -> Generator[list[Path]]:
     """`replacing` for files of a folder that are of use together only: all are new, or none.
 
     They get their names one after the other, so a record of all is written first, in one step.
@@ -106,7 +106,7 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Generator[None]:
     """What the disk refuses within the block, as a UserError that names `path`."""
     try:
         yield
@@ -139,7 +139,7 @@ def make_folder(path: str | Path) -> Path:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Generator[None]:
     """Within the block, no other process that asks for `path`, an empty file, has it."""
     make_folder(path.parent)
     with path.open("a") as file:

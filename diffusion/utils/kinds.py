@@ -26,7 +26,7 @@ def hint_of(parameter: Parameter) -> Any:
 
 def _example(value: Any) -> Any:
     if isinstance(value, tuple):
-        return tuple[tuple(_example(item) for item in value)]
+        return types.GenericAlias(tuple, tuple(_example(item) for item in value))
     if isinstance(value, float):
         return float
     return Any

@@ -33,8 +33,10 @@ def comparison_picture(frame: np.ndarray, names: list[str]) -> Image.Image:
     top, left, height, width = most_detailed(columns[0])
     size = (columns[0].shape[1], columns[0].shape[0])
     enlarged = [
-        Image.fromarray(column[top : top + height, left : left + width]).resize(
-            size, Image.Resampling.NEAREST
+        np.asarray(
+            Image.fromarray(column[top : top + height, left : left + width]).resize(
+                size, Image.Resampling.NEAREST
+            )
         )
         for column in columns
     ]

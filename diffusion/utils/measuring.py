@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ def peak_memory_mb(device: torch.device) -> float | None:
 
 
 @contextmanager
-def timed(seconds: dict[str, float], name: str, device: torch.device) -> Iterator[None]:
+def timed(seconds: dict[str, float], name: str, device: torch.device) -> Generator[None]:
     """Within the block, work on `device`; its seconds under `name`, all of the queue included."""
     synchronize(device)
     begun = time.perf_counter()

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -107,8 +107,8 @@ class Overlap:
     def __init__(self, waiting: Callable[[], AbstractContextManager[None]] = nullcontext):
         self._waiting = waiting
         self._threads: list[threading.Thread] = []
-        self._ahead: list[Channel] = []
-        self._behind: list[Channel] = []
+        self._ahead: list[Channel[Any]] = []
+        self._behind: list[Channel[Any]] = []
         self._errors: list[BaseException] = []
 
     def ahead(self, items: Iterable[T], depth: int = 1) -> Iterator[T]:

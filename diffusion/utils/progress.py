@@ -1,6 +1,6 @@
 """Progress without knowing who watches: long loops are `track`ed, commands install a display."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -17,7 +17,7 @@ def track(items: Iterable[T]) -> Iterator[T]:
 
 
 @contextmanager
-def displayed(display: Display) -> Iterator[None]:
+def displayed(display: Display) -> Generator[None]:
     """Within the block, tracked loops are iterated by `display`."""
     token = _display.set(display)
     try:
