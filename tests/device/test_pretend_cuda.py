@@ -1,12 +1,14 @@
 """The device that is not there raises, casts, draws and waits as CUDA does, with right values."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
 from pretend_cuda import CudaTensor, pretend_cuda
 from torch import nn
+from torch.utils.data import DataLoader
 
 
 @pytest.fixture
@@ -182,3 +184,19 @@ def test_what_does_not_stall_is_not_counted(device):
     torch.empty(4, pin_memory=True).copy_(torch.ones(4, device="cuda"), non_blocking=True)
     F.scaled_dot_product_attention(*(torch.ones(1, 1, 4, 8, device="cuda") for _ in range(3)))
     assert not device.stalls
+
+
+def test_threads_have_the_same_device(device):
+    def work() -> torch.Tensor:
+        return torch.ones(2, device="cuda") + torch.ones(2).to("cuda")
+
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(work).result().tolist() == [2, 2]
+    assert [stall.kind for stall in device.stalls] == ["to device", "to host"]
+
+
+def test_a_loader_pins_its_batches(device):
+    loader = DataLoader(torch.arange(6.0).split(2), batch_size=None, pin_memory=True)
+    moved = [batch.to("cuda", non_blocking=True) for batch in loader]
+    assert not device.stalls
+    assert torch.cat(moved).tolist() == [0, 1, 2, 3, 4, 5]

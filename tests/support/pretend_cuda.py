@@ -10,12 +10,14 @@ inside. What it is not: a GPU's rounding, memory or speed; attention is torch's 
 """
 
 import sys
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from pretend_cuda_api import Generator, pretended_api
@@ -92,6 +94,10 @@ def project_line() -> str:
     return (of_product or lines or ["?"])[0]
 
 
+PRESENT: list[PretendCuda] = []
+"""The device within pretend_cuda(): all threads have the same."""
+
+
 class CudaTensor(Tensor):
     """Values on the CPU that say they are on cuda:0. `value` also holds the gradients' graph."""
 
@@ -123,7 +129,10 @@ class CudaTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        raise RuntimeError(f"{func} outside of pretend_cuda(), on a tensor made inside it")
+        if not PRESENT:
+            raise RuntimeError(f"{func} outside of pretend_cuda(), on a tensor made inside it")
+        with Pretending(PRESENT[-1]):  # in a thread that was there before
+            return func(*args, **(kwargs or {}))
 
 
 def is_cuda(x: object) -> bool:
@@ -322,5 +331,19 @@ def pretend_cuda() -> Iterator[PretendCuda]:
     """Within the block there is a CUDA device. Tensors on it are of no use outside."""
     device = PretendCuda()
     device.generator.manual_seed(0)
-    with pretended_api(device, is_cuda, unwrapped), Pretending(device):
-        yield device
+    run = threading.Thread.run
+
+    def run_pretending(thread: threading.Thread) -> None:
+        with Pretending(device):
+            run(thread)
+
+    PRESENT.append(device)
+    try:
+        with (
+            pretended_api(device),
+            patch.object(threading.Thread, "run", run_pretending),
+            Pretending(device),
+        ):
+            yield device
+    finally:
+        PRESENT.pop()

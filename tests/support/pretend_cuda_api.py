@@ -144,13 +144,15 @@ def flags() -> Iterator[None]:
 
 
 @contextmanager
-def pretended_api(device: Any, is_cuda: Callable, unwrapped: Callable) -> Iterator[None]:
+def pretended_api(device: Any) -> Iterator[None]:
     """Within the block torch knows `device`, a PretendCuda."""
     torch._C._ensureCUDADeviceGuardSet()  # one that does nothing, where there is no driver
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") is a copy
     moved = {"pin_memory": lambda self, device_=None: device.pin(self.clone())}
     moved["is_pinned"] = lambda self, device_=None: device.is_pinned(self)
+    on_accelerator = {"is_available": lambda: True, "set_device_index": lambda index: None}
     with ExitStack() as stack:
+        stack.enter_context(patch.multiple(torch.accelerator, **on_accelerator))
         stack.callback(torch._C._set_only_lift_cpu_tensors, False)
         stack.enter_context(patch.multiple(torch.cuda, **functions(device)))
         stack.enter_context(patch.multiple(Tensor, **moved))
