@@ -130,8 +130,8 @@ def test_a_stream_that_was_broken_off_goes_on(device, cascade):
 @pytest.mark.parametrize("condition", ["enlarged", "compressor"])
 def test_upscaling(device, cascade, condition):
     def upscaled(place: str) -> Tensor:
-        pipeline = cascade(place)
-        pieces = Upscaler(pipeline, 4, condition).pieces([video(height=32, width=24)])
+        upscaler = Upscaler(cascade(place), 4, condition)
+        pipeline, pieces = upscaler.pipeline, upscaler.pieces([video(height=32, width=24)])
         restored = pipeline.restore_stream(pieces, 5, steps=2)
         return torch.cat(list(pipeline.decode_vae_stream(restored, 5)), dim=2)
 
