@@ -23,7 +23,7 @@ TOP_LEVEL = {
     "noise": "noise process",
     "conditioning": "what the refiner is told, and what it restores",
     "cascade": "options of CascadePipeline",
-    "reconstruct": "what holds for clips of which the user says no more",
+    "reconstruct": "how the model is sampled, and what is taken of a clip",
     "weights": "part -> file, relative to the config's project or absolute",
     "video_list": "training videos",
     "data": "training data",

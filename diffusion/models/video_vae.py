@@ -35,12 +35,15 @@ class VideoVAE(Autoencoder):
         # SDXL's value. This VAE's own is 0.18215, but the published DiT was trained with SDXL's.
         scaling_factor: float = 0.13025,
         shift_factor: float = 0.0,
+        force_upcast: bool = True,
         encode_chunk: int = 4,
         decode_chunk: int = 8,
         decode_overlap: int = 4,
     ) -> None:
         """The default sizes are the published ones.
 
+        force_upcast: encode in float32 where autocast would compute in float16, whose range the
+            encoder leaves; so the published folder's config has it.
         encode_chunk: frames per encoder call; it bounds memory, not the result.
         decode_chunk: frames decoded together. The layers that mix frames do not see beyond it, so
             it is a matter of quality as well as of memory. The published model used 4.
@@ -72,6 +75,7 @@ class VideoVAE(Autoencoder):
         self.spatial_compression = 2 ** (len(block_out_channels) - 1)
         self.scaling_factor = scaling_factor
         self.shift_factor = shift_factor
+        self.force_upcast = force_upcast
         self.encode_chunk = encode_chunk
         self.decode_chunk = decode_chunk
         self.decode_overlap = decode_overlap
@@ -103,12 +107,19 @@ class VideoVAE(Autoencoder):
                 f"the VAE cannot encode {height}x{width} pixels (height x width): "
                 f"crop or pad both to multiples of {self.spatial_compression}"
             )
+        if self._must_upcast(video.device):
+            with torch.autocast(video.device.type, enabled=False):
+                return self.posterior(video.float())
         moments = map_frames(
             lambda frames: self.quant_conv(self.encoder(frames)), video, self.encode_chunk
         )  # (B, 2C, F, h, w)
         mean, log_variance = moments.chunk(2, dim=1)
         # Only keeps exp() finite; trained networks stay well inside.
         return mean, (log_variance.clamp(-30, 20) / 2).exp()
+
+    def _must_upcast(self, device: torch.device) -> bool:
+        autocast = self.force_upcast and torch.is_autocast_enabled(device.type)
+        return autocast and torch.get_autocast_dtype(device.type) == torch.float16
 
     @apply_forward_hook
     def decode(self, latents: Tensor) -> Tensor:

@@ -80,17 +80,14 @@ class RunState:
             )
 
 
-def write_averages(
-    averages: Mapping[str, Tensor], parts: list[str], folder: Path, step: int
-) -> None:
+def write_averages(averages: Mapping[str, Tensor], parts: list[str], folder: Path, step: int):
     """The averaged weights for inference, <part>.safetensors: all of one step."""
-    files = {}
-    for name in parts:
-        prefix = f"{name}."
-        weights = {
-            key.removeprefix(prefix): value
+    files = {
+        f"{name}.safetensors": {
+            key.removeprefix(f"{name}."): value
             for key, value in averages.items()
-            if key.startswith(prefix)
+            if key.startswith(f"{name}.")
         }
-        files[f"{name}.safetensors"] = weights, {"step": str(step)}
-    save_weights_together(folder, files)
+        for name in parts
+    }
+    save_weights_together(files, folder, {"step": str(step)})

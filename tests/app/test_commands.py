@@ -216,12 +216,30 @@ def test_weights_of_another_folder(reconstruct, clip, tiny_config, tmp_path):
     assert metrics["weights"]["vae"] == str(tiny_config.parent / "vae.safetensors")
 
 
-def test_steps_are_the_configs_unless_given(reconstruct, commands, clip, tmp_path):
-    folder = commands.config.parent
-    config = tiny.write_config(tmp_path / "quick.py", "reconstruct = dict(steps=1)\n", folder)
-    commands.ok("reconstruct", clip, "--output-dir", tmp_path / "out", config=config)
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["steps"] == 1
-    assert reconstruct(clip, "--steps", 3, config=config)[1]["steps"] == 3
+STUDENT = 'reconstruct = dict(sampler="ddim", steps=1)\n'
+
+
+def test_sampler_and_steps_are_the_configs_unless_given(reconstruct, commands, clip, tmp_path):
+    config = tiny.write_config(tmp_path / "student.py", STUDENT, commands.config.parent)
+
+    def sampled(name, *options):
+        folder = tmp_path / name
+        commands.ok(name, clip, "--output-dir", folder, *options, config=config)
+        metrics = json.loads((folder / "metrics.json").read_text())
+        return metrics["sampler"], metrics["steps"]
+
+    assert sampled("reconstruct") == ("ddim", 1)
+    assert sampled("upscale", "--num-frames", 2, "--scale", 2) == ("ddim", 1)
+    assert sampled("interpolate", "--num-frames", 2, "--factor", 2) == ("ddim", 1)
+    given = reconstruct(clip, "--steps", 3, "--sampler", "euler", config=config)[1]
+    assert (given["sampler"], given["steps"]) == ("euler", 3)
+
+
+def test_a_sampler_that_cannot_follow_the_model_is_refused(commands, clip, tmp_path):
+    model = ("--cfg-options", "noise.prediction_type=sample", "weights.vae=missing")
+    for name in ("reconstruct", "upscale", "interpolate"):
+        line = commands.refused(name, clip, "--sampler", "euler_a", *model)
+        assert "cannot follow prediction_type 'sample'; use 'ddim'" in line
 
 
 def test_options_change_the_config(reconstruct, clip):

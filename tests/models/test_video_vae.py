@@ -120,6 +120,19 @@ def test_latents_are_shifted_and_scaled_both_ways():
     )
 
 
+def test_it_encodes_in_float32_where_float16_would_compute():
+    """As `force_upcast` of the published folder asks for; what comes in may be float16 already."""
+    video = torch.rand(1, 3, 2, 16, 24) * 2 - 1
+    exact = tiny_vae().encode(video.half().float())
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(tiny_vae().encode(video.half()), exact)
+        rounded = tiny_vae(force_upcast=False).encode(video.half())
+    assert rounded.dtype == torch.float16
+    assert not torch.equal(rounded.float(), exact)
+    with torch.autocast("cpu", torch.bfloat16):  # which has float32's range
+        assert tiny_vae().encode(video).dtype == torch.bfloat16
+
+
 def test_sizes_that_would_be_cut_are_refused():
     with pytest.raises(UserError, match=r"8x9 pixels .* multiples of 2"):
         tiny_vae().encode(torch.zeros(1, 3, 1, 8, 9))

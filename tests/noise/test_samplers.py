@@ -9,7 +9,14 @@ from golden_data import to_frames, to_video
 from golden_dit import build_dit
 
 from diffusion.noise.gaussian import BETA_SCHEDULES, PREDICTION_TYPES, GaussianDiffusion
-from diffusion.noise.samplers import SAMPLERS, build_sampler
+from diffusion.noise.samplers import (
+    SAMPLERS,
+    Trajectory,
+    build_sampler,
+    draw_noise,
+    frame_generators,
+)
+from diffusion.noise.sampling import Sampling
 from diffusion.utils.errors import ConfigError
 
 NAMES = {"EulerA": "euler_a", "DDIM": "ddim", "DPMS": "dpmpp"}
@@ -258,3 +265,50 @@ def test_samplers_follow_the_schedule_of_training(name, schedule):
     sampler = build_sampler(name, num_inference_steps=8, beta_schedule=schedule)
     trained = GaussianDiffusion(beta_schedule=schedule).alphas_cumprod.float()
     torch.testing.assert_close(sampler.alphas_cumprod, trained, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("size", [(2, 3), (4, 8)])  # torch draws 16 and more otherwise than fewer
+def test_noise_is_what_the_schedulers_would_draw(size):
+    """Of old: by one generator for each frame, on the CPU, first the start and then every step."""
+    sampler = build_sampler("euler_a", num_inference_steps=3)
+    noise, scheduler = torch.randn(3, 4, *size), build_sampler("euler_a", num_inference_steps=3)
+    trajectory = Trajectory(sampler, noise, frame_generators(7, range(3)))
+    generators, x = frame_generators(7, range(3)), noise * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        prediction = 0.3 * scheduler.scale_model_input(x, t)
+        torch.testing.assert_close(trajectory.model_input(), prediction / 0.3, rtol=1e-6, atol=0)
+        x = scheduler.step(prediction, t, x, generator=generators).prev_sample
+        trajectory.step(prediction)
+        assert torch.equal(trajectory.x, x)
+
+
+def test_drawn_noise_is_that_of_single_frames():
+    generators = frame_generators(3, range(2), batch=2)
+    drawn = draw_noise((4, 4, 5, 3), generators, torch.device("cpu"))
+    for frame, generator in zip(drawn, frame_generators(3, range(2), batch=2), strict=True):
+        assert torch.equal(frame, torch.randn(4, 5, 3, generator=generator))
+    one = draw_noise((4, 5), torch.Generator().manual_seed(2), torch.device("cpu"))
+    assert torch.equal(one, torch.randn(4, 5, generator=torch.Generator().manual_seed(2)))
+
+
+class TestSampling:
+    def test_what_cannot_be_is_refused(self):
+        with pytest.raises(ConfigError, match="unknown sampler 'eular_a', did you mean 'euler_a'"):
+            Sampling("eular_a")
+        with pytest.raises(ConfigError, match="steps=0 must be at least 1"):
+            Sampling(steps=0)
+        with pytest.raises(ConfigError, match="euler_a_spacing 'angel'"):
+            Sampling(euler_a_spacing="angel")
+
+    def test_what_is_given_replaces_what_holds(self):
+        held = Sampling("ddim", 4, published=True)
+        assert held.changed() == held
+        assert held.changed(steps=2) == Sampling("ddim", 2, published=True)
+        assert held.changed("euler").sampler == "euler"
+
+    @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+    def test_every_model_has_a_sampler(self, prediction_type):
+        process = GaussianDiffusion(prediction_type=prediction_type)
+        sampling = Sampling(steps=3).of(process)
+        assert len(sampling.scheduler(process).timesteps) == 3
+        assert Sampling(steps=3).scheduler(process).config == sampling.scheduler(process).config

@@ -1,4 +1,4 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import golden_data
 import pytest
@@ -18,12 +18,14 @@ from diffusion.models import (
     VideoVAE,
 )
 from diffusion.noise.gaussian import GaussianDiffusion
+from diffusion.noise.samplers import build_sampler
 from diffusion.noise.sampling import Sampling
 from diffusion.pipelines.cascade import CascadePipeline
 from diffusion.pipelines.conditioning import Conditioning
 from diffusion.pipelines.cut_options import TileSizes, Windows
 from diffusion.pipelines.networks import Networks
 from diffusion.utils.errors import ConfigError, UserError
+from diffusion.utils.progress import displayed
 
 EULER_NOISE = "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor"
 
@@ -134,8 +136,8 @@ def tiny_cascade(networks: Networks | None = None, **options) -> CascadePipeline
         networks or tiny_networks(),
         windows=Windows(**cuts["windows"]),
         tiles=TileSizes(**cuts["tiles"]),
-        sampling=Sampling(published=published),
         **{
+            "sampling": Sampling(published=published),
             "noise": GaussianDiffusion(prediction_type="v_prediction"),
             "conditioning": Conditioning(upsampling=4, residual_std=(1.0, 0.5, 2.0, 1.0)),
         }
@@ -193,6 +195,47 @@ def test_tiles_cover_every_position():
     torch.testing.assert_close(out, condition[:, :4])
     assert set(seen) == {(8, 8)}
     assert len(seen) > 4
+
+
+def published_prediction(net, x_t: torch.Tensor, tile: int) -> torch.Tensor:
+    """The published rule: from the corner on in steps of 3/4 of a tile, the last tile moved back to
+    end with the frame; each overwrites what was there."""
+    out, step = torch.zeros_like(x_t), round(0.75 * tile)
+    height, width = x_t.shape[-2:]
+    for top in [*range(0, height - tile, step), height - tile]:
+        for left in [*range(0, width - tile, step), width - tile]:
+            region = (..., slice(top, top + tile), slice(left, left + tile))
+            out[region] = net(region)
+    return out
+
+
+@pytest.mark.parametrize("size", [(5, 9), (7, 4), (6, 5)])  # of semantic latents
+def test_published_tiles_cut_sides_that_the_grids_do_not_divide(size):
+    """Latents of odd multiples of 4, in tiles of 16 of a network that takes multiples of 8."""
+    refiner = randomise(VideoDiT(hidden_size=24, depth=2, num_heads=2, grids=[[1, 4], None])).eval()
+    networks = replace(tiny_networks(), refiner=refiner)
+    assert refiner.size_multiple[1:] == (8, 8)
+    pipeline = tiny_cascade(
+        networks,
+        noise=GaussianDiffusion(learned_variance=True),
+        conditioning=Conditioning(upsampling=4, scale=0.13),
+        tile=16,
+        published=True,
+    )
+    latents = torch.randn(1, 16, 4, *size)
+    noise = torch.randn(1, 4, 4, *(4 * side for side in size))
+    restored = pipeline.restore(latents, steps=2, sampler="ddim", noise=noise)
+
+    sampler = build_sampler("ddim", num_inference_steps=2, published=True)
+    condition, x_t = pipeline.conditioning.join(latents, None), noise
+    with torch.no_grad():
+        for t in sampler.timesteps:
+
+            def net(region, x_t=x_t, t=t):
+                return refiner(x_t[region], t.view(1), condition[region])[:, :4]
+
+            x_t = sampler.step(published_prediction(net, x_t, 16), t, x_t).prev_sample
+    torch.testing.assert_close(restored, x_t, rtol=0, atol=1e-5)
 
 
 def test_a_single_frame_is_restored_as_an_image():
@@ -283,3 +326,74 @@ def test_a_stream_continues_after_what_is_finished(finished, published):
         assert (i < min(finished, 8)) == any(a is segment for segment in kept)
     # two steps look two windows back
     assert len(calls) == 2 * (9 - max(0, min(finished, 8) - 2))
+
+
+def test_a_caller_is_told_of_every_step():
+    pipeline, latents, told = tiny_cascade(), torch.randn(1, 16, 7, 2, 2), []
+    restored = pipeline.restore(latents, steps=3, on_step=told.append)
+    assert len(told) == 3 * len(pipeline.time_spans(7).segments)
+    for index in range(3):  # every frame takes every step once, in order
+        frames = [frame for step in told if step.index == index for frame in step.frames]
+        assert frames == list(range(7))
+    for step in told:
+        assert step.count == 3
+        assert step.x.shape == (1, 4, len(step.frames), 8, 8)
+    x0 = torch.cat([step.x for step in told if step.index == 2], dim=2)
+    base = pipeline.base(latents)
+    torch.testing.assert_close(pipeline.conditioning.from_x0(x0, base), restored)
+
+
+def test_who_is_told_can_stop_it():
+    def stop(step):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_cascade().reconstruct(random_video(2, 64, 64), on_step=stop)
+
+
+def test_progress_is_shown_by_steps():
+    shown = []
+
+    def display(items):
+        items = list(items)
+        for item in items:
+            yield item
+            if len(items) == 9:  # of the sampler: 3 steps of 3 stretches
+                shown.append(item)
+
+    with displayed(display):
+        tiny_cascade().restore(torch.randn(1, 16, 7, 2, 2), steps=3)
+    assert shown == list(range(9))
+
+
+def test_a_call_that_says_nothing_samples_as_the_pipeline_was_told():
+    latents = torch.randn(1, 16, 2, 2, 2)
+    usual = tiny_cascade().decode(latents)
+    assert torch.equal(usual, tiny_cascade().decode(latents, steps=8, sampler="euler_a"))
+    told = tiny_cascade(sampling=Sampling("ddim", 3))
+    wanted = tiny_cascade().decode(latents, steps=3, sampler="ddim")
+    assert torch.equal(told.decode(latents), wanted)
+    assert torch.equal(told.decode(latents, steps=8, sampler="euler_a"), usual)
+    video = random_video(2, 64, 64)
+    shown = told.decode(told.encode(video), steps=3, sampler="ddim")
+    assert torch.equal(told.reconstruct(video), shown)
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "suited"),
+    [("sample", "ddim"), ("flow_prediction", "euler"), ("v_prediction", "euler_a")],
+)
+def test_a_sampler_that_suits_the_model_is_chosen(prediction_type, suited):
+    pipeline = tiny_cascade(noise=GaussianDiffusion(prediction_type=prediction_type))
+    assert pipeline.sampling.sampler == suited
+    assert pipeline.restore(torch.randn(1, 16, 2, 2, 2), steps=2).isfinite().all()
+
+
+def test_a_sampler_that_cannot_follow_the_model_is_refused():
+    noise = GaussianDiffusion(prediction_type="sample")
+    with pytest.raises(ConfigError, match="cannot follow prediction_type 'sample'; use 'ddim'"):
+        tiny_cascade(noise=noise, sampling=Sampling("euler_a"))
+    with pytest.raises(ConfigError, match="cannot follow prediction_type 'sample'; use 'ddim'"):
+        tiny_cascade(noise=noise).restore_stream([], 1, sampler="euler_a")  # before it is asked on
+    with pytest.raises(ConfigError, match="1001 sampling steps asked for; use 1 to 1000"):
+        tiny_cascade().restore_stream([], 1, steps=1001)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import tiny
 import torch
@@ -7,10 +9,11 @@ from diffusion.pipelines.cascade_builder import (
     PARTS,
     build_cascade,
     load_cascade,
+    sampling_of,
     save_cascade,
     weights_of,
 )
-from diffusion.utils.errors import UserError, WeightsError
+from diffusion.utils.errors import ConfigError, UserError, WeightsError
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +96,83 @@ def test_precision_is_the_refiners_alone(config):
     assert {p.dtype for p in pipeline.vae.parameters()} == {torch.float32}
     video = torch.rand(1, 3, 1, 32, 32)
     assert pipeline.reconstruct(video, steps=1).dtype == torch.float32
+
+
+def test_a_part_of_a_cascade_can_be_saved(config, tiny_config, tmp_path):
+    """For those who encode alone: nothing else is saved, and nothing else comes from elsewhere."""
+    encoder = build_cascade(config, only=("compressor", "previewer"))
+    save_cascade(encoder, config, tmp_path / "saved")
+    files = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert files == {"config.py", "compressor.safetensors", "previewer.safetensors"}
+
+    loaded = load_cascade(tmp_path / "saved")
+    video = torch.rand(1, 3, 2, 40, 36) * 2 - 1
+    latents = encoder.encode(video)
+    assert torch.equal(loaded.encode(video), latents)
+    assert torch.equal(loaded.preview(latents), encoder.preview(latents))
+    with pytest.raises(UserError, match="built without its compressor or VAE"):
+        loaded.decode(latents)
+    with pytest.raises(WeightsError, match=r"holds no vae\.safetensors; .* without its vae"):
+        load_cascade(tmp_path / "saved", only=("compressor", "vae"))
+    (tmp_path / "saved" / "compressor.safetensors").unlink()
+    (tmp_path / "saved" / "previewer.safetensors").unlink()
+    with pytest.raises(WeightsError, match="holds none of compressor"):
+        load_cascade(tmp_path / "saved")
+
+
+def test_the_config_says_how_its_model_is_sampled(config, tiny_config):
+    latents = torch.randn(1, 16, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    student = load_config(tiny_config, ["reconstruct.sampler=ddim", "reconstruct.steps=3"])
+    decoded = build_cascade(student).decode(latents)
+    usual = build_cascade(config)
+    assert torch.equal(decoded, usual.decode(latents, steps=3, sampler="ddim"))
+    assert not torch.equal(decoded, usual.decode(latents))
+    assert sampling_of(student, steps=2) == sampling_of(config, "ddim", 2)
+    # the spacing of euler_a is the model's, whatever else is said
+    assert sampling_of(student).euler_a_spacing == "angle"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("cascade.window=0", "cascade: window=0 must be at least 1"),
+        ("cascade.window_overlap=8", "cascade: window_overlap=8 must be 0 to 7"),
+        ("cascade.tile_overlap=-1", "cascade: tile_overlap=-1 must be at least 0"),
+        ("cascade.vae_tile=0", "cascade: vae_tile=0 must be at least 1"),
+        ("cascade.memory_gb=-2", "cascade: memory_gb=-2 must be above 0"),
+        ("cascade.window=2.5", "cascade.window=2.5"),
+        ("cascade.windw=8", "unknown key 'windw' in cascade; did you mean 'window'"),
+        ("cascade.sampler=ddim", "unknown key 'sampler' in cascade"),
+        ("cascade.euler_a_spacing=angel", "cascade: euler_a_spacing 'angel'"),
+        ("cascade.compute.tf23=True", "unknown key 'tf23' in cascade.compute"),
+        ("cascade.compute.tf32=yes", "cascade.compute.tf32='yes'"),
+        ("reconstruct.sampler=eular_a", "unknown sampler 'eular_a', did you mean 'euler_a'"),
+        ("reconstruct.steps=0", "reconstruct: steps=0 must be at least 1"),
+        ("reconstruct.num_frmaes=8", "unknown key 'num_frmaes' in reconstruct"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_anything_is_loaded(tiny_config, override, said):
+    config = load_config(tiny_config, [override, "weights.vae=missing"])
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        build_cascade(config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sampler", "said"),
+    [
+        ("sample", "euler_a", "cannot follow prediction_type 'sample'; use 'ddim'"),
+        ("flow_prediction", "ddim", "cannot follow a flow; use 'euler' or 'dpmpp'"),
+    ],
+)
+def test_a_sampler_that_cannot_follow_the_model_is_refused(tiny_config, kind, sampler, said):
+    model = [f"noise.prediction_type={kind}", "weights.vae=missing"]
+    with pytest.raises(ConfigError, match=said):
+        build_cascade(load_config(tiny_config, [*model, f"reconstruct.sampler={sampler}"]))
+    with pytest.raises(ConfigError, match=said):
+        sampling_of(load_config(tiny_config, model), sampler)
+
+
+def test_options_of_speed_are_the_configs(config, tiny_config):
+    fast = load_config(tiny_config, ["cascade.compute.channels_last=True"])
+    assert build_cascade(fast).compute.channels_last
+    assert not build_cascade(config).compute.channels_last

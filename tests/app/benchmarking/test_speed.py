@@ -105,9 +105,11 @@ def test_the_peak_of_memory_is_of_what_was_measured():
     assert large - small > 150
 
 
-def test_options_of_the_networks_change_no_result(measure):
-    result, _ = measure("--attention", "sdpa", "--channels-last")
-    assert result["seconds"] > 0
+def test_options_of_the_networks_are_taken(measure):
+    plain, _ = measure("--attention", "sdpa")
+    assert plain["seconds"] > 0
+    assert not plain["compute"]["channels_last"]
+    assert measure("--channels-last")[0]["compute"]["channels_last"]
 
 
 def test_variants_leave_the_refiner_as_it_was():
@@ -177,6 +179,13 @@ def test_warm_up_runs_are_not_counted():
     calls = []
     result = Timer(torch.device("cpu"), warmup=3, repeat=2)(lambda: calls.append(None))
     assert (len(calls), len(result["runs"])) == (5, 2)
+
+
+def test_the_sampler_is_the_configs_unless_given(measure, config):
+    config.write_text(config.read_text() + 'reconstruct = dict(sampler="ddim", steps=3)\n')
+    result, _ = measure()
+    assert (result["sampler"], result["steps"]) == ("ddim", 2)  # the steps are given
+    assert measure("--sampler", "euler")[0]["sampler"] == "euler"
 
 
 def test_an_unknown_sampler_is_refused(config, capsys):

@@ -3,6 +3,7 @@ import json
 import autoencoders
 import diffusers
 import pytest
+import tiny
 import torch
 import transformers
 from video_files import moving_frames
@@ -194,6 +195,9 @@ def test_the_parts_of_a_cascade(tiny_config):
     assert vae.facts()["values_per_pixel"] == 4 / 64
 
 
+STUDENT = 'reconstruct = dict(sampler="ddim", steps=3)\n'
+
+
 @pytest.mark.parametrize(
     ("name", "condition"), [("upscale", "enlarged"), ("upscale_compressor", "compressor")]
 )
@@ -281,6 +285,17 @@ class TestStableCascade:
         (tmp_path / "effnet_encoder.safetensors").symlink_to(folder / "effnet_encoder.safetensors")
         with pytest.raises(UserError, match="cannot be loaded"):
             build_codec(f"stablecascade:{tmp_path}")
+
+
+def test_a_cascade_is_sampled_as_its_config_says(tiny_config, tmp_path):
+    student = tiny.write_config(tmp_path / "student.py", STUDENT, weights=tiny_config.parent)
+    codec, clip = build_codec(str(student)), video(2, 64, 64)
+    assert (codec.made_with()["sampler"], codec.made_with()["steps"]) == ("ddim", 3)
+    wanted = build_codec(str(tiny_config), CodecOptions(sampler="ddim", steps=3))
+    assert torch.equal(codec.decode(codec.encode(clip)), wanted.decode(wanted.encode(clip)))
+    for name in (f"upscale:{student}", f"interpolate:{student}"):
+        assert build_codec(name).made_with()["sampler"] == "ddim"
+        assert build_codec(name, CodecOptions(sampler="euler")).made_with()["sampler"] == "euler"
 
 
 def test_what_a_result_depends_on(tiny_config):
