@@ -42,7 +42,8 @@ class Commands:
         argv = list(map(str, arguments))
         if name in ("reconstruct", "encode", "decode", "upscale", "interpolate"):
             # fp32: what a machine does in bf16 depends on its processor
-            argv += ["--config", str(config or self.config), "--device", "cpu"]
+            argv += ["--config", str(config or self.config)]
+            argv += [] if "--device" in argv else ["--device", "cpu"]
             argv += [] if "--dtype" in argv else ["--dtype", "fp32"]
         self.capsys.readouterr()
         code = 0

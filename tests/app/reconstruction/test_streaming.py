@@ -114,36 +114,6 @@ def test_a_killed_reconstruction_continues_to_the_same_result(tiny_config, long_
     assert torch.equal(a, b)
 
 
-def test_a_reconstruction_that_ran_out_of_memory_continues(
-    commands, long_video, tmp_path, monkeypatch, caplog
-):
-    """As a GPU that others use too: too little memory is left in the middle."""
-    from diffusion.app.reconstruction import coding
-
-    keep = coding.UnfinishedRun.keep
-
-    def too_little_memory(run, segments):
-        for i, latents in enumerate(keep(run, segments)):
-            if i == 3:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-            yield latents
-
-    def arguments(folder):
-        return (long_video, "--num-frames", "all", "--steps", 1, "--output-dir", tmp_path / folder)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(coding.UnfinishedRun, "keep", too_little_memory)
-        assert "out of memory" in commands.refused("reconstruct", *arguments("a"))
-    assert [path.name for path in (tmp_path / "a").iterdir()] == [".unfinished"]
-    caplog.set_level("INFO")
-    commands.ok("reconstruct", *arguments("a"))
-    assert "continuing after 4 finished windows" in caplog.text
-    assert not (tmp_path / "a" / ".unfinished").exists()
-    commands.ok("reconstruct", *arguments("b"))
-    metrics = [json.loads((tmp_path / folder / "metrics.json").read_text()) for folder in "ab"]
-    assert metrics[0]["psnr"] == metrics[1]["psnr"]
-
-
 def test_a_broken_off_decoding_continues_unless_something_changed(
     tiny_config, commands, long_video, tmp_path
 ):
