@@ -1,13 +1,13 @@
 """Sinusoidal embeddings of the diffusion time and of the position of a token in its clip."""
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from diffusion.utils.constants import constant
 from diffusion.utils.devices import sent
 from diffusion.utils.errors import ConfigError
 
@@ -65,7 +65,7 @@ def position_dims(hidden_size: int) -> PositionDims:
     return PositionDims(time, space, space)
 
 
-@lru_cache(maxsize=4)  # a table of a long clip is large, and a clip needs one per window or tile
+@constant(maxsize=4)  # a table of a long clip is large, and a clip needs one per window or tile
 def video_positions(
     size: tuple[int, int, int],
     hidden_size: int,

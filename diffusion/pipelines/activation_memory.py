@@ -11,8 +11,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diffusion.models.embeddings import video_positions
-
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -46,7 +44,6 @@ class PeakAllocation(TorchDispatchMode):
 
 def activation_bytes(run: Callable[[], object]) -> int:
     """Of `run()`, which makes its own inputs on the CPU and calls networks; nothing is computed."""
-    video_positions.cache_clear()  # of values before, of none after
     with (
         torch.compiler.set_stance("force_eager"),  # as what is compiled needs no more
         FakeTensorMode(allow_non_fake_inputs=True),
@@ -54,7 +51,6 @@ def activation_bytes(run: Callable[[], object]) -> int:
         PeakAllocation() as measured,
     ):
         run()
-    video_positions.cache_clear()
     return measured.peak
 
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from diffusion.utils.constants import constant
 from diffusion.utils.devices import sent
 from diffusion.utils.resize import resize_bilinear
 
@@ -52,7 +52,7 @@ class Conditioning:
         return per_channel(tuple(self.residual_std), like.device, like.dtype)
 
 
-@lru_cache(maxsize=8)  # one copy to a device, not one in every step
+@constant(maxsize=8)  # one copy to a device, not one in every step
 def per_channel(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """-> (1, C, 1, 1, 1)."""
     return sent(torch.tensor(values), device).to(dtype).view(1, -1, 1, 1, 1)

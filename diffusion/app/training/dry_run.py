@@ -16,7 +16,6 @@ from diffusion.app.benchmarking.speed import count_parameters, describe_machine
 from diffusion.data.training.batch import Batch, LatentBatch
 from diffusion.data.training.random_latents import RandomLatents
 from diffusion.models.dit import VideoDiT
-from diffusion.models.embeddings import video_positions
 from diffusion.pipelines.cascade_builder import build_part
 from diffusion.registry import call_with, keyword_parameters, split_type
 from diffusion.training.draws import Draws
@@ -157,12 +156,10 @@ def backward(stage: Stage, batch: Any, share: float = 1.0) -> Tensor:
 def count(config: Mapping[str, Any], workload: StepWorkload, accumulation: int) -> dict[str, Any]:
     """Parameters, tokens and arithmetic of one step, by tensors that have a shape and no values."""
     tokens: list[int] = []
-    video_positions.cache_clear()  # of values before, of none after
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
         stage = build_stage(config)
         count_tokens(stage, tokens)
         backward(stage, random_batch(config, workload, torch.device("cpu")))
-    video_positions.cache_clear()
     networks: FrozenNetworks | None = getattr(stage, "networks", None)
     frozen = {} if networks is None else networks.loaded
     return {
@@ -210,7 +207,8 @@ def measure(
         optimizer.step()
         optimizer.zero_grad()
 
-    run = Timer(device, warmup=1, repeat=1)(step)
+    with train.compute.on(device, dtype).applied():
+        run = Timer(device, warmup=1, repeat=1)(step)
     state = [t for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor)]
     return {
         "loss": losses[-1].item(),

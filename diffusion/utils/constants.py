@@ -1,0 +1,30 @@
+"""Tensors that are the same at every call: made, and sent to their device, once."""
+
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import ParamSpec
+
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+Arguments = ParamSpec("Arguments")
+Maker = Callable[Arguments, Tensor]
+
+
+def constant(maxsize: int) -> Callable[[Maker], Maker]:
+    """For a function that makes a constant out of what can be hashed: keep the last results.
+
+    Within a mode such as FakeTensorMode, whose tensors are of no use outside, none is kept or taken
+    from what is.
+    """
+
+    def keeping(make: Maker) -> Maker:
+        kept = lru_cache(maxsize)(make)
+
+        @wraps(make)
+        def get(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
+            return (make if is_in_torch_dispatch_mode() else kept)(*args, **kwargs)
+
+        return get
+
+    return keeping
