@@ -1,18 +1,26 @@
 """Measuring one codec: what it computes on, what is copied, what may be refused."""
 
+import threading
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from pretend_cuda import CudaTensor, PretendCuda, pretend_cuda
-from video_files import moving_frames
+from video_files import encode, moving_frames
 
-from diffusion.app.evaluating.measure_codec import CodecMeasurer
+from diffusion.app.evaluating.evaluation_request import Evaluation, name_videos
+from diffusion.app.evaluating.evaluation_run import measure_part
+from diffusion.app.evaluating.measure_codec import CodecMeasurer, count_unmeasured, keep_originals
+from diffusion.app.training.encode_set import Part
 from diffusion.data.transforms import to_float
 from diffusion.data.video.clip import Clip
+from diffusion.evaluation.codecs.classic_codecs import BicubicCodec
 from diffusion.evaluation.codecs.codecs_by_name import CodecOptions, build_codec
 from diffusion.evaluation.metrics.all_metrics import METRICS
+from diffusion.evaluation.protocol import PROTOCOLS, Protocol
+from diffusion.evaluation.report.results import Measurements
+from diffusion.utils.errors import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -73,3 +81,52 @@ def test_every_size_is_warmed_up_for(device, monkeypatch):
     for height in (64, 64, 32):
         measure("x", clip(6, height))
     assert lengths == [4, 6, 6, 4, 6]
+
+
+@pytest.fixture
+def evaluation(tmp_path) -> Evaluation:
+    """Three videos, not measured yet."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for i in range(3):
+        encode(folder / f"{i}.mp4", moving_frames(2, 32, 32, seed=i))
+    videos = name_videos(sorted(folder.iterdir()))
+    metrics = {"psnr": METRICS["psnr"]}
+    return Evaluation(["bicubic"], videos, PROTOCOLS["whole-16"], metrics, tmp_path / "out")
+
+
+def test_the_next_video_is_read_while_a_gpu_computes(device, evaluation, monkeypatch):
+    """What is encoded waits for the next video to be read: on its own turn it never would be."""
+    begun = {path.stem: threading.Event() for path in evaluation.videos.values()}
+    order, read, encode = iter([*begun][1:]), Protocol.read, BicubicCodec.encode
+
+    def reading(self, path):
+        begun[path.stem].set()
+        return read(self, path)
+
+    def encoding(self, video):
+        following = next(order, None)
+        assert following is None or begun[following].wait(60)
+        return encode(self, video)
+
+    keep_originals(Measurements(evaluation.folder), evaluation.videos, evaluation.protocol)
+    for event in begun.values():
+        event.clear()
+    monkeypatch.setattr(Protocol, "read", reading)
+    monkeypatch.setattr(BicubicCodec, "encode", encoding)
+    monkeypatch.setattr(CodecMeasurer, "_warm_up", lambda self, video: None)
+    measure_part(evaluation, CodecOptions(device=CUDA), Part())
+    assert count_unmeasured(Measurements(evaluation.folder), evaluation) == 0
+    for name in evaluation.videos:
+        record = Measurements(evaluation.folder).read("bicubic", name)
+        assert (evaluation.folder / record["reconstruction"]).is_file()
+
+
+def test_a_reconstruction_that_cannot_be_written_ends_the_run(device, evaluation):
+    blocked = evaluation.folder / "videos" / "bicubic" / "1.mp4"
+    blocked.mkdir(parents=True)
+    with pytest.raises(UserError, match=r"1\.mp4.*folder"):
+        measure_part(evaluation, CodecOptions(device=CUDA), Part())
+    measured = {n for n in evaluation.videos if Measurements(evaluation.folder).read("bicubic", n)}
+    assert "0" in measured
+    assert "1" not in measured

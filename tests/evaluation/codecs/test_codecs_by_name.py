@@ -199,6 +199,32 @@ STUDENT = 'reconstruct = dict(sampler="ddim", steps=3)\n'
 
 
 @pytest.mark.parametrize(
+    ("predicts", "suited", "unsuited"),
+    [("sample", "ddim", "euler_a"), ("flow_prediction", "euler", "euler_a")],
+)
+def test_a_model_is_sampled_as_its_config_says(tiny_config, tmp_path, predicts, suited, unsuited):
+    config = str(
+        tiny.write_config(
+            tmp_path / "other.py",
+            f"noise = dict(prediction_type={predicts!r})\nreconstruct = dict(steps=2)\n",
+            tiny_config.parent,
+        )
+    )
+    codec, clip = build_codec(config), video(1, 64, 64)
+    drawn_with = {"sampler": suited, "steps": 2, "seed": 0}
+    assert codec.made_with().items() >= drawn_with.items()
+    pipeline = build_cascade(load_config(config))
+    expected = pipeline.decode(codec.encode(clip).data.float(), **drawn_with)
+    torch.testing.assert_close(codec.decode(codec.encode(clip)), expected)
+    given = build_codec(config, CodecOptions(sampler="dpmpp", steps=3)).made_with()
+    assert (given["sampler"], given["steps"]) == ("dpmpp", 3)
+    with pytest.raises(UserError, match=unsuited):
+        build_codec(config, CodecOptions(sampler=unsuited))
+    for part in ("vae", "previewer"):  # they draw nothing
+        build_codec(f"{part}:{config}", CodecOptions(sampler=unsuited))
+
+
+@pytest.mark.parametrize(
     ("name", "condition"), [("upscale", "enlarged"), ("upscale_compressor", "compressor")]
 )
 def test_a_quarter_of_the_size_is_restored(tiny_config, name, condition):
