@@ -9,6 +9,7 @@ convolution runs at full resolution, which is what makes small autoencoders slow
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 from diffusion.models.autoencoder import Autoencoder
 from diffusion.models.initialisation import start_at_zero
 from diffusion.models.interfaces import Compressor, PreviewDecoder
+from diffusion.utils.errors import ConfigError
 from diffusion.utils.frames import map_frames
+from diffusion.utils.ranges import Count, Natural, Weight
 
 
 class ConvBlock(nn.Module):
@@ -52,10 +55,11 @@ class WideBlock(nn.Module):
         return x + self.reduce(F.gelu(self.expand(self.spatial(x)), approximate="tanh"))
 
 
-BLOCKS = {"conv": ConvBlock, "wide": WideBlock}
+BlockName = Literal["conv", "wide"]
+BLOCKS: dict[BlockName, type[ConvBlock] | type[WideBlock]] = {"conv": ConvBlock, "wide": WideBlock}
 
 
-def stage(channels: int, depth: int, block: str) -> nn.Sequential:
+def stage(channels: int, depth: int, block: BlockName) -> nn.Sequential:
     return nn.Sequential(*[BLOCKS[block](channels) for _ in range(depth)])
 
 
@@ -74,6 +78,11 @@ class LinearBlocks(nn.Module):
     def __init__(self, block: int, components: int):
         super().__init__()
         values = 3 * block * block
+        if components > values:
+            raise ConfigError(
+                f"latent_channels={components} must be at most {values}, the values of a block of "
+                f"{block}x{block} pixels"
+            )
         self.block = block
         self.register_buffer("mean", torch.zeros(values))
         self.register_buffer("basis", torch.eye(values)[:components].clone())
@@ -106,6 +115,14 @@ class LinearBlocks(nn.Module):
             return F.pixel_shuffle(rows, self.block)
 
 
+def check_stages(channels: Sequence[int], depths: Sequence[int], blocks: Sequence[str]) -> None:
+    if not channels or not len(channels) == len(depths) == len(blocks):
+        raise ConfigError(
+            f"channels {list(channels)}, depths {list(depths)} and blocks {list(blocks)} must have "
+            "one entry per stage each"
+        )
+
+
 class BlockEncoder(nn.Module):
     """Pixels -> latents: linear code + convolutional residual.
 
@@ -120,9 +137,10 @@ class BlockEncoder(nn.Module):
         stem: int,
         channels: Sequence[int],
         depths: Sequence[int],
-        blocks: Sequence[str],
+        blocks: Sequence[BlockName],
     ):
         super().__init__()
+        check_stages(channels, depths, blocks)
         self.stem = stem
         self.spatial_compression = stem * 2 ** (len(channels) - 1)
         self.linear = LinearBlocks(self.spatial_compression, latent_channels)
@@ -155,9 +173,10 @@ class BlockDecoder(nn.Module):
         stem: int,
         channels: Sequence[int],
         depths: Sequence[int],
-        blocks: Sequence[str],
+        blocks: Sequence[BlockName],
     ):
         super().__init__()
+        check_stages(channels, depths, blocks)
         self.stem = stem
         self.spatial_compression = stem * 2 ** (len(channels) - 1)
         self.linear = LinearBlocks(self.spatial_compression, latent_channels)
@@ -186,12 +205,12 @@ class CompactCompressor(Compressor):
     def __init__(
         self,
         *,
-        latent_channels: int = 16,
-        stem: int = 8,
-        channels: Sequence[int] = (192, 256, 256),
-        depths: Sequence[int] = (1, 2, 2),
-        blocks: Sequence[str] = ("conv", "wide", "wide"),
-        frames_per_chunk: int = 8,
+        latent_channels: Count = 16,
+        stem: Count = 8,
+        channels: Sequence[Count] = (192, 256, 256),
+        depths: Sequence[Natural] = (1, 2, 2),
+        blocks: Sequence[BlockName] = ("conv", "wide", "wide"),
+        frames_per_chunk: Count = 8,
     ):
         super().__init__()
         self.latent_channels = latent_channels
@@ -212,12 +231,12 @@ class CompactPreviewer(PreviewDecoder):
     def __init__(
         self,
         *,
-        latent_channels: int = 16,
-        stem: int = 8,
-        channels: Sequence[int] = (320, 256, 192),
-        depths: Sequence[int] = (3, 3, 1),
-        blocks: Sequence[str] = ("wide", "wide", "conv"),
-        frames_per_chunk: int = 8,
+        latent_channels: Count = 16,
+        stem: Count = 8,
+        channels: Sequence[Count] = (320, 256, 192),
+        depths: Sequence[Natural] = (3, 3, 1),
+        blocks: Sequence[BlockName] = ("wide", "wide", "conv"),
+        frames_per_chunk: Count = 8,
     ):
         super().__init__()
         self.latent_channels = latent_channels
@@ -247,20 +266,25 @@ class CompactVAE(Autoencoder):
     def __init__(
         self,
         *,
-        latent_channels: int = 4,
-        stem: int = 4,
-        encoder_channels: Sequence[int] = (128, 256),
-        encoder_depths: Sequence[int] = (1, 1),
-        decoder_channels: Sequence[int] = (256, 128),
-        decoder_depths: Sequence[int] = (2, 3),
-        posterior_std: float = 0.05,
-        frames_per_chunk: int = 8,
+        latent_channels: Count = 4,
+        stem: Count = 4,
+        encoder_channels: Sequence[Count] = (128, 256),
+        encoder_depths: Sequence[Natural] = (1, 1),
+        decoder_channels: Sequence[Count] = (256, 128),
+        decoder_depths: Sequence[Natural] = (2, 3),
+        posterior_std: Weight = 0.05,
+        frames_per_chunk: Count = 8,
     ):
         super().__init__()
         self.latent_channels = latent_channels
         self.posterior_std = posterior_std
         self.frames_per_chunk = self.decode_chunk = frames_per_chunk
-        conv = ("conv", "conv")
+        if len(encoder_channels) != len(decoder_channels):
+            raise ConfigError(
+                f"encoder_channels {list(encoder_channels)} and decoder_channels "
+                f"{list(decoder_channels)} must have as many stages, so that sizes come back"
+            )
+        conv: Sequence[BlockName] = len(encoder_channels) * ["conv"]
         self.encoder = BlockEncoder(latent_channels, stem, encoder_channels, encoder_depths, conv)
         self.decoder = BlockDecoder(latent_channels, stem, decoder_channels, decoder_depths, conv)
         self.spatial_compression = self.encoder.spatial_compression

@@ -6,7 +6,7 @@ per block (adaLN-single, PixArt-alpha, Chen et al. 2023, section 2.3).
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -15,10 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffusion.models.embeddings import TimestepEmbedder, position_dims, video_positions
-from diffusion.models.grid_attention import Grid, GridAttention, parse_grid, token_size
+from diffusion.models.grid_attention import (
+    AttentionName,
+    Grid,
+    GridAttention,
+    parse_grid,
+    token_size,
+)
 from diffusion.models.initialisation import start_at_zero, zero_bias
 from diffusion.models.network import Network
 from diffusion.utils.errors import ConfigError, UserError
+from diffusion.utils.ranges import Count, Natural, Positive
 
 TIMESTEP_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -90,7 +97,7 @@ class Block(nn.Module):
         num_heads: int,
         *,
         mlp_ratio: float,
-        attention: str,
+        attention: AttentionName,
         fp32_attention: bool,
         local_mixing: bool,
     ) -> None:
@@ -151,20 +158,20 @@ class VideoDiT(Network):
     def __init__(
         self,
         *,
-        latent_channels: int = 4,
-        condition_channels: int = 16,
-        hidden_size: int = 1152,
-        depth: int = 28,
-        num_heads: int = 16,
-        patch_size: int = 2,
-        mlp_ratio: float = 4.0,
+        latent_channels: Count = 4,
+        condition_channels: Natural = 16,
+        hidden_size: Count = 1152,
+        depth: Count = 28,
+        num_heads: Count = 16,
+        patch_size: Count = 2,
+        mlp_ratio: Positive = 4.0,
         learned_variance: bool = True,
         grids: Sequence[str | Sequence[int] | None] | None = None,
-        position_interpolation: float = 1.0,
-        attention: str = "auto",
+        position_interpolation: Positive = 1.0,
+        attention: AttentionName = "auto",
         fp32_attention: bool = False,
         local_mixing: bool = False,
-        timestep_dtype: str = "float32",
+        timestep_dtype: Literal["float32", "float16"] = "float32",
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -175,6 +182,8 @@ class VideoDiT(Network):
         if grids is not None and not 0 < len(grids) <= depth:
             raise ConfigError(f"{len(grids)} grids for {depth} blocks; give one per block or fewer")
         position_dims(hidden_size)  # refuses a hidden size that has no positions
+        if hidden_size * mlp_ratio < 1:
+            raise ConfigError(f"mlp_ratio={mlp_ratio} leaves no channels of {hidden_size}")
         self.latent_channels = latent_channels
         self.condition_channels = condition_channels
         self.hidden_size = hidden_size

@@ -5,7 +5,7 @@ factorised 2+1D attention (every frame alone, then every position alone).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 import torch
 from einops import rearrange
@@ -16,6 +16,9 @@ from diffusion.utils.errors import ConfigError, UserError
 
 Size = tuple[int, int, int]
 """(F, H, W) of a clip: frames, rows, columns."""
+
+AttentionName = Literal["auto", "sdpa", "matmul", "xformers", "flash_attn"]
+ATTENTION: Final[tuple[AttentionName, ...]] = get_args(AttentionName)
 
 ALL: Final = -1
 """Cells of one token on the axis: as many as there are tokens, whatever the size of the clip."""
@@ -109,7 +112,7 @@ class GridAttention(nn.Module):
         hidden_size: int,
         num_heads: int,
         *,
-        backend: str = "auto",
+        backend: AttentionName = "auto",
         fp32_attention: bool = False,
     ) -> None:
         super().__init__()
@@ -147,7 +150,6 @@ def _cells_on_axis(axis: str, length: int, cells: int) -> int:
     return cells if cells > 0 else length // -cells
 
 
-ATTENTION: Final = ("auto", "sdpa", "matmul", "xformers", "flash_attn")
 # Of "matmul", at a time: 16 MB in 16 bits, which the next step finds in or near the cache.
 SCORES: Final = 2**23
 

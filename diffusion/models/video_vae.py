@@ -12,6 +12,7 @@ from diffusion.models.autoencoder import Autoencoder
 from diffusion.utils.errors import UserError
 from diffusion.utils.frames import map_frames
 from diffusion.utils.progress import track
+from diffusion.utils.ranges import Count, Natural, Positive
 from diffusion.utils.spans import span_starts, span_weights
 
 
@@ -29,16 +30,16 @@ class VideoVAE(Autoencoder):
     @register_to_config
     def __init__(
         self,
-        block_out_channels: Sequence[int] = (128, 256, 512, 512),
-        layers_per_block: int = 2,
-        latent_channels: int = 4,
+        block_out_channels: Sequence[Count] = (128, 256, 512, 512),
+        layers_per_block: Count = 2,
+        latent_channels: Count = 4,
         # SDXL's value. This VAE's own is 0.18215, but the published DiT was trained with SDXL's.
-        scaling_factor: float = 0.13025,
+        scaling_factor: Positive = 0.13025,
         shift_factor: float = 0.0,
         force_upcast: bool = True,
-        encode_chunk: int = 4,
-        decode_chunk: int = 8,
-        decode_overlap: int = 4,
+        encode_chunk: Count = 4,
+        decode_chunk: Count = 8,
+        decode_overlap: Natural = 4,
     ) -> None:
         """The default sizes are the published ones.
 

@@ -8,15 +8,18 @@ neither the network nor the sampler.
 
 import math
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from diffusion.utils.errors import ConfigError
+from diffusion.utils.ranges import Count, Positive
 
-PREDICTION_TYPES: Final = ("epsilon", "v_prediction", "sample", "flow_prediction")
-TIME_DISTRIBUTIONS: Final = ("uniform", "logit_normal")
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
+BetaSchedule = Literal["linear", "squaredcos_cap_v2"]
+TimeDistribution = Literal["uniform", "logit_normal"]
+PREDICTION_TYPES: Final[tuple[PredictionType, ...]] = get_args(PredictionType)
 
 
 class LossTerms(NamedTuple):
@@ -38,10 +41,19 @@ class Tables(NamedTuple):
     posterior_x_t_weight: Tensor
 
 
+LEAST_LINEAR_STEPS: Final = 21  # with 20 the last beta would be 1
+
+
 def linear_betas(num_steps: int) -> Tensor:
     """DDPM section 4, in the length of 1000 steps: (num_steps,) float64."""
+    first, last = linear_range(num_steps)
+    return torch.linspace(first, last, num_steps, dtype=torch.float64)
+
+
+def linear_range(num_steps: int) -> tuple[float, float]:
+    """The first and the last beta."""
     scale = 1000 / num_steps
-    return torch.linspace(scale * 1e-4, scale * 0.02, num_steps, dtype=torch.float64)
+    return scale * 1e-4, scale * 0.02
 
 
 def cosine_betas(num_steps: int) -> Tensor:
@@ -52,7 +64,7 @@ def cosine_betas(num_steps: int) -> Tensor:
 
 
 # By the names that diffusers' samplers know them by.
-BETA_SCHEDULES: Final[dict[str, Callable[[int], Tensor]]] = {
+BETA_SCHEDULES: Final[dict[BetaSchedule, Callable[[int], Tensor]]] = {
     "linear": linear_betas,
     "squaredcos_cap_v2": cosine_betas,
 }
@@ -75,22 +87,27 @@ class GaussianDiffusion:
     def __init__(
         self,
         *,
-        num_train_timesteps: int = 1000,
-        beta_schedule: str = "linear",
-        prediction_type: str = "epsilon",
+        num_train_timesteps: Count = 1000,
+        beta_schedule: BetaSchedule = "linear",
+        prediction_type: PredictionType = "epsilon",
         learned_variance: bool = False,
-        time_distribution: str = "uniform",
-        min_snr_gamma: float | None = None,
+        time_distribution: TimeDistribution = "uniform",
+        min_snr_gamma: Positive | None = None,
     ) -> None:
-        _require("beta_schedule", beta_schedule, tuple(BETA_SCHEDULES))
+        _require("beta_schedule", beta_schedule, get_args(BetaSchedule))
         _require("prediction_type", prediction_type, PREDICTION_TYPES)
-        _require("time_distribution", time_distribution, TIME_DISTRIBUTIONS)
+        _require("time_distribution", time_distribution, get_args(TimeDistribution))
         if learned_variance and prediction_type == "flow_prediction":
             raise ConfigError(
                 "flow_prediction has no variance to learn; set learned_variance=False"
             )
         if min_snr_gamma is not None and min_snr_gamma <= 0:
             raise ConfigError(f"min_snr_gamma={min_snr_gamma} must be above 0, e.g. 5, or None")
+        # fewer steps of the linear schedule would add more noise than there is room for
+        linear = beta_schedule == "linear" and prediction_type != "flow_prediction"
+        least = LEAST_LINEAR_STEPS if linear else 2
+        if num_train_timesteps < least:
+            raise ConfigError(f"num_train_timesteps={num_train_timesteps} must be at least {least}")
         self.num_train_timesteps = num_train_timesteps
         self.beta_schedule = beta_schedule
         self.prediction_type = prediction_type

@@ -2,26 +2,46 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final, TypeAlias, TypedDict
 
 import numpy as np
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_ancestral_discrete import (
     EulerAncestralDiscreteScheduler,
-    EulerDiscreteScheduler,
+)
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
-    SchedulerMixin,
 )
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from diffusion.noise.gaussian import linear_range
 from diffusion.registry import nearest
 from diffusion.utils.devices import sent
 from diffusion.utils.errors import ConfigError
 
 Generators = torch.Generator | list[torch.Generator]
+Scheduler: TypeAlias = (
+    DDIMScheduler
+    | DPMSolverMultistepScheduler
+    | EulerAncestralDiscreteScheduler
+    | EulerDiscreteScheduler
+    | FlowMatchEulerDiscreteScheduler
+)
+
+
+class Process(TypedDict):
+    """What diffusers' schedulers are told of the noise process."""
+
+    prediction_type: str
+    num_train_timesteps: int
+    beta_schedule: str
+    beta_start: float  # these two of the linear schedule
+    beta_end: float
+
 
 PUBLISHED_DPM_END: Final = 0.001
 """Time, of which 1 is pure noise, at which the published DPM-Solver++ stops."""
@@ -36,7 +56,7 @@ def build_sampler(
     beta_schedule: str = "linear",
     euler_a_spacing: str = "even",
     published: bool = False,
-) -> SchedulerMixin:
+) -> Scheduler:
     """A scheduler of the given noise schedule, with its timesteps set.
 
     name: "euler_a", "ddim", "dpmpp" (DPM-Solver++ 2M) or "euler". A flow ("flow_prediction") takes
@@ -52,13 +72,16 @@ def build_sampler(
         raise ConfigError(f"euler_a_spacing {euler_a_spacing!r} is not 'even' or 'angle'")
     if prediction_type == "flow_prediction":
         return _flow(name, num_inference_steps, num_train_timesteps)
-    process = {
-        "prediction_type": prediction_type,
-        "num_train_timesteps": num_train_timesteps,
-        "beta_schedule": beta_schedule,
-    }
+    first, last = linear_range(num_train_timesteps)
+    process = Process(
+        prediction_type=prediction_type,
+        num_train_timesteps=num_train_timesteps,
+        beta_schedule=beta_schedule,
+        beta_start=first,
+        beta_end=last,
+    )
     sampler = SAMPLERS[name](num_inference_steps, published, process)
-    if name == "euler_a" and euler_a_spacing == "angle":
+    if isinstance(sampler, EulerAncestralDiscreteScheduler) and euler_a_spacing == "angle":
         _space_by_angle(sampler, num_inference_steps)
     return sampler
 
@@ -93,7 +116,7 @@ class Trajectory:
 
     def __init__(
         self,
-        sampler: SchedulerMixin,
+        sampler: Scheduler,
         noise: Tensor,
         generator: Generators | None = None,
     ):
@@ -102,13 +125,13 @@ class Trajectory:
         generator: of the noise of stochastic samplers; a list has one for each of the N.
         """
         # schedulers count their steps and remember predictions
-        self.sampler = copy.deepcopy(sampler)
+        self.sampler: Any = copy.deepcopy(sampler)  # of one interface, but in their annotations
         if not isinstance(sampler, DDIMScheduler):  # which does not count
             self.sampler.set_begin_index(0)  # or they look their first timestep up
         self.generator = generator
-        # a flow starts from unit noise, and its x_t need no scaling
-        self.is_flow = isinstance(sampler, FlowMatchEulerDiscreteScheduler)
-        self.x = noise.float() if self.is_flow else noise.float() * sampler.init_noise_sigma
+        self.x = noise.float()
+        if not isinstance(sampler, FlowMatchEulerDiscreteScheduler):  # which starts from unit noise
+            self.x = self.x * sampler.init_noise_sigma
         self.steps_done = 0
 
     @property
@@ -118,7 +141,9 @@ class Trajectory:
 
     def model_input(self) -> Tensor:
         """(N, ...): x_t as the network expects it."""
-        return self.x if self.is_flow else self.sampler.scale_model_input(self.x, self.timestep)
+        if isinstance(self.sampler, FlowMatchEulerDiscreteScheduler):
+            return self.x  # needs no scaling
+        return self.sampler.scale_model_input(self.x, self.timestep)
 
     @torch.no_grad()
     def step(self, prediction: Tensor) -> None:
@@ -140,7 +165,13 @@ class Drawing(TorchFunctionMode):
         super().__init__()
         self.generator = generator
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if func is torch.randn and self.generator is not None:
             return draw_noise(args[0], self.generator, torch.device(kwargs["device"]))
@@ -175,7 +206,7 @@ def frame_generators(seed: int, frames: range, batch: int = 1) -> list[torch.Gen
     return generators
 
 
-def _euler_ancestral(steps: int, published: bool, process: dict) -> SchedulerMixin:
+def _euler_ancestral(steps: int, published: bool, process: Process) -> Scheduler:
     sampler = EulerAncestralDiscreteScheduler(**process)
     sampler.set_timesteps(steps)
     # A step subtracts squares of sigmas. Cosine betas begin at a sigma of 20,000, where float32
@@ -184,13 +215,13 @@ def _euler_ancestral(steps: int, published: bool, process: dict) -> SchedulerMix
     return sampler
 
 
-def _euler(steps: int, published: bool, process: dict) -> SchedulerMixin:
+def _euler(steps: int, published: bool, process: Process) -> Scheduler:
     sampler = EulerDiscreteScheduler(**process)
     sampler.set_timesteps(steps)
     return sampler
 
 
-def _flow(name: str, steps: int, num_train_timesteps: int) -> SchedulerMixin:
+def _flow(name: str, steps: int, num_train_timesteps: int) -> Scheduler:
     """Even steps of sigma from 1 down to 0."""
     if name == "dpmpp":
         sampler = DPMSolverMultistepScheduler(
@@ -216,7 +247,7 @@ def _space_by_angle(sampler: EulerAncestralDiscreteScheduler, steps: int) -> Non
     sampler.sigmas = torch.from_numpy(np.append(np.tan(wanted), 0.0))
 
 
-def _ddim(steps: int, published: bool, process: dict) -> SchedulerMixin:
+def _ddim(steps: int, published: bool, process: Process) -> Scheduler:
     # "trailing" starts at the last timestep, whose x_t is the pure noise that sampling starts from;
     # "leading" starts earlier (Lin et al. 2023, section 3.3)
     spacing = "leading" if published else "trailing"
@@ -225,7 +256,7 @@ def _ddim(steps: int, published: bool, process: dict) -> SchedulerMixin:
     return sampler
 
 
-def _dpm_solver(steps: int, published: bool, process: dict) -> SchedulerMixin:
+def _dpm_solver(steps: int, published: bool, process: Process) -> Scheduler:
     # first order at the end, whatever the number of steps
     sampler = DPMSolverMultistepScheduler(**process, euler_at_final=True)
     sampler.set_timesteps(steps)
@@ -239,7 +270,7 @@ def _use_continuous_time(sampler: DPMSolverMultistepScheduler, steps: int) -> No
 
     log alpha is interpolated between the training steps, of which step i is at time (i + 1) / T.
     """
-    num_train_timesteps = sampler.config.num_train_timesteps
+    num_train_timesteps = sampler.config["num_train_timesteps"]
     times = np.linspace(1, PUBLISHED_DPM_END, steps + 1)
     training_times = np.arange(1, num_train_timesteps + 1) / num_train_timesteps
     log_alpha = np.interp(times, training_times, sampler.alphas_cumprod.double().log().numpy() / 2)
@@ -248,7 +279,7 @@ def _use_continuous_time(sampler: DPMSolverMultistepScheduler, steps: int) -> No
     sampler.timesteps = torch.from_numpy(times[:-1] * num_train_timesteps - 1).float()
 
 
-SAMPLERS: Final[dict[str, Callable[[int, bool, dict], SchedulerMixin]]] = {
+SAMPLERS: Final[dict[str, Callable[[int, bool, Process], Scheduler]]] = {
     "euler_a": _euler_ancestral,
     "ddim": _ddim,
     "dpmpp": _dpm_solver,

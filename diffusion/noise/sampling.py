@@ -1,14 +1,19 @@
 """How a model is sampled: which sampler, in how many steps."""
 
 from dataclasses import dataclass, replace
-
-from diffusers import SchedulerMixin
+from typing import Literal, get_args
 
 from diffusion.noise.gaussian import GaussianDiffusion
-from diffusion.noise.samplers import build_sampler, check_name, check_sampler, suited_sampler
+from diffusion.noise.samplers import (
+    Scheduler,
+    build_sampler,
+    check_name,
+    check_sampler,
+    suited_sampler,
+)
 from diffusion.utils.errors import ConfigError
 
-SPACINGS = ("even", "angle")
+Spacing = Literal["even", "angle"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class Sampling:
 
     sampler: str | None = None
     steps: int = 8
-    euler_a_spacing: str = "even"
+    euler_a_spacing: Spacing = "even"
     published: bool = False
 
     def __post_init__(self):
@@ -28,7 +33,7 @@ class Sampling:
             check_name(self.sampler)
         if self.steps < 1:
             raise ConfigError(f"steps={self.steps} must be at least 1")
-        if self.euler_a_spacing not in SPACINGS:
+        if self.euler_a_spacing not in get_args(Spacing):
             raise ConfigError(f"euler_a_spacing {self.euler_a_spacing!r} is not 'even' or 'angle'")
 
     def changed(self, sampler: str | None = None, steps: int | None = None) -> "Sampling":
@@ -42,7 +47,7 @@ class Sampling:
         check_sampler(name, self.steps, noise.prediction_type, noise.num_train_timesteps)
         return replace(self, sampler=name)
 
-    def scheduler(self, noise: GaussianDiffusion) -> SchedulerMixin:
+    def scheduler(self, noise: GaussianDiffusion) -> Scheduler:
         """What samples this process."""
         return build_sampler(
             self.sampler or suited_sampler(noise.prediction_type),

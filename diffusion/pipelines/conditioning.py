@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffusion.utils.constants import constant
 from diffusion.utils.devices import sent
+from diffusion.utils.ranges import Count, Positive
 from diffusion.utils.resize import resize_bilinear
 
 
@@ -23,9 +24,9 @@ class Conditioning:
         refine (Whang et al. 2022, arXiv:2112.02475). None: x0 are the VAE latents themselves.
     """
 
-    upsampling: int
-    scale: float = 1.0
-    residual_std: Sequence[float] | None = None
+    upsampling: Count
+    scale: Positive = 1.0
+    residual_std: Sequence[Positive] | None = None
 
     @property
     def uses_base(self) -> bool:

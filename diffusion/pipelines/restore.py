@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from diffusers import SchedulerMixin
 from einops import rearrange
 from torch import Tensor
 
 from diffusion.noise.gaussian import GaussianDiffusion
-from diffusion.noise.samplers import Trajectory, draw_noise, frame_generators
+from diffusion.noise.samplers import Scheduler, Trajectory, draw_noise, frame_generators
 from diffusion.noise.sampling import Sampling
 from diffusion.pipelines.blending import Spans, Units
 from diffusion.pipelines.conditioning import Conditioning
@@ -101,7 +100,7 @@ class Restorer:
         return latents, self.networks.sent(preview)
 
     def _noisy_segments(
-        self, parts: Iterator[Frames], spans: Spans, scheduler: SchedulerMixin, run: Run
+        self, parts: Iterator[Frames], spans: Spans, scheduler: Scheduler, run: Run
     ) -> Iterator[NoisySegment]:
         """Latents, and preview, of each segment -> noise with its condition."""
         for (start, stop), part in zip(spans.segments, parts, strict=True):

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from typing import ParamSpec
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-Arguments = ParamSpec("Arguments")
-Maker = Callable[Arguments, Tensor]
+Maker = TypeVar("Maker", bound=Callable[..., Tensor])
 
 
 def constant(maxsize: int) -> Callable[[Maker], Maker]:
@@ -22,9 +21,9 @@ def constant(maxsize: int) -> Callable[[Maker], Maker]:
         kept = lru_cache(maxsize)(make)
 
         @wraps(make)
-        def get(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
+        def get(*args: Any, **kwargs: Any) -> Tensor:
             return (make if is_in_torch_dispatch_mode() else kept)(*args, **kwargs)
 
-        return get
+        return cast(Maker, get)
 
     return keeping

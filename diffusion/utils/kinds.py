@@ -4,7 +4,9 @@ import types
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from inspect import Parameter
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from diffusion.utils.ranges import Range
 
 LISTS = (list, tuple, Sequence, Collection, Iterable)
 
@@ -60,6 +62,10 @@ def _has_fixed_length(hint: Any) -> bool:
 
 def is_plain(value: Any, hint: Any) -> bool:
     """Whether `value` is of a kind without parts. A whole number is a number; True is neither."""
+    if get_origin(hint) is Annotated:
+        kind, *notes = get_args(hint)
+        ranges = [note for note in notes if isinstance(note, Range)]
+        return is_plain(value, kind) and all(value in allowed for allowed in ranges)
     if hint is Any:
         return True
     if get_origin(hint) is Literal:
@@ -78,6 +84,8 @@ def described(hint: Any) -> str:
 
 def _described(hint: Any) -> str:
     args = get_args(hint)
+    if get_origin(hint) is Annotated:
+        return " ".join([described(args[0]), *map(str, args[1:])])
     if get_origin(hint) is Literal:
         return _joined([repr(choice) for choice in args], "or")
     if is_mapping(hint) or is_dataclass(hint):
@@ -92,6 +100,9 @@ def _described(hint: Any) -> str:
 
 
 def _plural(hint: Any) -> str:
+    if get_origin(hint) is Annotated:
+        kind, *notes = get_args(hint)
+        return " ".join([_plural(kind), *map(str, notes)])
     if hint in NAMES:
         return NAMES[hint][1]
     if is_list(hint):

@@ -312,3 +312,13 @@ class TestSampling:
         sampling = Sampling(steps=3).of(process)
         assert len(sampling.scheduler(process).timesteps) == 3
         assert Sampling(steps=3).scheduler(process).config == sampling.scheduler(process).config
+
+
+@pytest.mark.parametrize("beta_schedule", BETA_SCHEDULES)
+@pytest.mark.parametrize("num_train_timesteps", [100, 1000])
+@pytest.mark.parametrize("name", ["euler_a", "ddim", "dpmpp", "euler"])
+def test_samplers_follow_the_process_whatever_its_length(name, num_train_timesteps, beta_schedule):
+    process = {"num_train_timesteps": num_train_timesteps, "beta_schedule": beta_schedule}
+    sampler = build_sampler(name, num_inference_steps=4, **process)
+    expected = GaussianDiffusion(**process).alphas_cumprod
+    torch.testing.assert_close(sampler.alphas_cumprod.double(), expected, rtol=0, atol=1e-6)

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
@@ -8,6 +9,7 @@ import pytest
 from torch import Tensor
 
 from diffusion.utils.kinds import described, hint_of, is_plain, item_hints
+from diffusion.utils.ranges import Count, Decay, Natural, Positive, Share
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Options:
         (Mapping[str, Any], "a dict of options"),
         (Options | None, "a dict of options or None"),
         (Path, "Path"),
+        (Count | None, "a whole number of at least 1 or None"),
+        (Positive, "a number above 0"),
+        (Decay, "a number from 0 below 1"),
+        (tuple[Natural, Natural], "a list of 2 whole numbers of at least 0"),
+        (Sequence[Share], "a list of numbers from 0 to 1"),
     ],
 )
 def test_kinds_in_words(hint, text):
@@ -51,6 +58,10 @@ def test_kinds_in_words(hint, text):
         (Options, [Options()], [{"size": 1}, Options]),
         (Any, [1, None, []], []),
         (Tensor, [Tensor()], [1.0]),
+        (Count, [1, 7], [0, -1, 1.0, True, None]),
+        (Positive, [1, 1e-9], [0, -1.0, math.inf, math.nan, "1"]),
+        (Decay, [0, 0.999], [1, -0.1, True]),
+        (Share, [0, 1, 0.5], [-0.1, 1.1, math.nan]),
     ],
 )
 def test_plain_values(hint, right, wrong):
