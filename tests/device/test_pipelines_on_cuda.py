@@ -127,6 +127,21 @@ def test_a_stream_that_was_broken_off_goes_on(device, cascade):
         assert same(decoded, here.decode_vae(torch.cat(whole, dim=2)))
 
 
+def test_inputs_may_come_from_any_device(device, cascade):
+    here, there = (cascade(place) for place in ("cpu", "cuda"))
+    noise, preview = torch.randn(1, 4, 5, 8, 12), here.preview(latents())
+    wanted = here.restore(latents(), steps=1, preview=preview, noise=noise)
+    for from_host in ("latents", "preview", "noise"):
+        given = {"latents": latents(), "preview": preview, "noise": noise}
+        given = {name: x if name == from_host else x.cuda() for name, x in given.items()}
+        assert same(there.restore(given.pop("latents"), steps=1, **given), wanted)
+    base = here.base(latents(), preview)
+    assert same(there.base(latents().cuda(), preview), base)
+    assert same(there.base(latents()), base)
+    mixed = [(latents()[:, :, :2], None), (latents()[:, :, 2:].cuda(), preview[:, :, 2:])]
+    assert torch.cat(list(there.restore_stream(mixed, 5, steps=1)), dim=2).device.type == "cuda"
+
+
 @pytest.mark.parametrize("condition", ["enlarged", "compressor"])
 def test_upscaling(device, cascade, condition):
     def upscaled(place: str) -> Tensor:

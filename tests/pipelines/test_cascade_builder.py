@@ -176,3 +176,11 @@ def test_options_of_speed_are_the_configs(config, tiny_config):
     fast = load_config(tiny_config, ["cascade.compute.channels_last=True"])
     assert build_cascade(fast).compute.channels_last
     assert not build_cascade(config).compute.channels_last
+
+
+def test_published_sampling_is_that_of_windows_tiles_and_samplers(tiny_config):
+    pipeline = build_cascade(load_config(tiny_config, ["cascade.published=True"]))
+    assert pipeline.windows.published
+    assert pipeline.tiles.published
+    assert pipeline.sampling.published
+    assert pipeline.time_spans(20).starts == (0, 4, 8, 12)

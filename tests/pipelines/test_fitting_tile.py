@@ -4,6 +4,7 @@ from test_cascade import random_video, tiny_cascade
 
 from diffusion.pipelines.activation_memory import PeakAllocation, activation_bytes, free_bytes
 from diffusion.pipelines.fitting_tile import check_fits, largest_tile
+from diffusion.utils.compute import Compute
 from diffusion.utils.errors import UserError
 
 
@@ -29,6 +30,17 @@ def test_activations_are_counted_without_computing():
     assert large == pytest.approx(4 * small, rel=0.05)
     assert decode(4096) > 2**36  # that much is not here
     assert pipeline.vae.decode(torch.zeros(1, 4, 1, 4, 4)).isfinite().all()  # as it was before
+
+
+def test_what_is_compiled_is_counted_as_it_is_written():
+    """Compiling for tensors without values would take a minute, or fail."""
+    plain, compiled = (tiny_cascade(compute=Compute(compile=on)) for on in (False, True))
+
+    def predict(pipeline):
+        x, condition = torch.empty(1, 4, 4, 16, 16), torch.empty(1, 20, 4, 16, 16)
+        return activation_bytes(lambda: pipeline.refiner(x, torch.empty(1), condition))
+
+    assert predict(compiled) == predict(plain) > 0
 
 
 def test_free_memory_is_known():
