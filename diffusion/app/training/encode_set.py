@@ -21,6 +21,7 @@ from diffusion.pipelines.cascade import CascadePipeline
 from diffusion.pipelines.cascade_builder import build_cascade, weights_of
 from diffusion.pipelines.interpolation import stretched_pieces
 from diffusion.pipelines.upscaling import enlarge, reduce
+from diffusion.utils.devices import DTYPE_NAMES
 from diffusion.utils.errors import ConfigError, UserError, VideoError
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def prepare_latents(
         raise ConfigError("the config has no 'video_list' to encode")
     videos = list_videos(config["video_list"])
     pipeline = build_cascade(config, weights=weights, only=AUTOENCODERS, device=device, dtype=dtype)
-    output = LatentFolder(folder, made_with(config, weights, what), shard_clips)
+    output = LatentFolder(folder, made_with(config, weights, what, pipeline), shard_clips)
     left_out = encoded = 0
     for path in tqdm(videos[part.index :: part.count], f"encode {part.index + 1}/{part.count}"):
         try:
@@ -101,7 +102,7 @@ def prepare_latents(
             left_out += 1
             tqdm.write(f"left out: {error}")
     total = output.finish()
-    if not total:
+    if not total and part.count == 1:  # of several, the others may not be ready
         raise UserError(f"none of the {len(videos)} videos of video_list could be encoded")
     log.info("%d clips encoded, %d videos left out; %s has %d", encoded, left_out, folder, total)
     return total
@@ -132,9 +133,12 @@ def encode(
 
 
 def made_with(
-    config: Mapping[str, Any], weights: str | Path | None, what: Segments
+    config: Mapping[str, Any], weights: str | Path | None, what: Segments, pipeline: CascadePipeline
 ) -> dict[str, str]:
-    """All that latents depend on but the videos."""
+    """All that latents depend on but the videos.
+
+    (And but for the device: in one number format devices differ by what float16 rounds away.)
+    """
     paths = weights_of(config, weights)
     networks = json.dumps([config[name] for name in AUTOENCODERS], sort_keys=True)
     has_base = config.get("conditioning", {}).get("residual_std") is not None
@@ -142,9 +146,17 @@ def made_with(
         "model_id": str(config["model_id"]),
         "networks": hashlib.sha256(networks.encode()).hexdigest()[:16],
         "latents of previews": str(has_base),
+        "--dtype": number_format(pipeline),
         **{f"weights of {name}": weights_files_digest(paths[name]) for name in AUTOENCODERS},
         **{f"--{key.replace('_', '-')}": json.dumps(value) for key, value in asdict(what).items()},
     }
+
+
+def number_format(pipeline: CascadePipeline) -> str:
+    """What the networks computed in, as --dtype has it."""
+    uses_tf32 = pipeline.device.type == "cuda" and pipeline.compute.tf32
+    rounded = pipeline.dtype == torch.float32 and uses_tf32
+    return DTYPE_NAMES[pipeline.dtype] + " with cascade.compute.tf32" * rounded
 
 
 def weights_files_digest(weights: Path) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,10 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusion.utils.errors import UserError
-from diffusion.utils.files import locked, make_folder, replacing
+from diffusion.utils.files import locked, make_folder, replacing, write_json
+
+log = logging.getLogger(__name__)
 
 INDEX = "index.jsonl"
 MADE_WITH = "made_with.json"
+UNTOLD = ("--dtype",)  # what folders of older versions do not say: it is believed, with a note
 PIECES = "pieces"  # folder of the clips that are in no shard yet
 
 
@@ -127,25 +131,33 @@ class LatentFolder:
 
 def check_made_with(folder: Path, made_with: Mapping[str, str]) -> None:
     """Note in an empty folder what its latents depend on; UserError if that was something else."""
+    old = read_made_with(folder)
+    if old is not None:
+        untold = {key: made_with[key] for key in UNTOLD if key in made_with and key not in old}
+        for key in {**old, **made_with}:
+            if key not in untold and old.get(key) != made_with.get(key):
+                raise UserError(
+                    f"{folder}: was made with {key} {old.get(key)}, not {made_with.get(key)}; "
+                    "choose another --output, or delete it"
+                )
+        for key, value in untold.items():
+            log.warning("%s: is older than the record of %s; taken for %s", folder, key, value)
+    write_json(folder / MADE_WITH, dict(made_with))
+
+
+def read_made_with(folder: Path) -> dict[str, str] | None:
+    """None if nothing is in the folder."""
     file = folder / MADE_WITH
     try:
-        old = json.loads(file.read_text())
+        return json.loads(file.read_text())
     except FileNotFoundError:
         if any(folder.glob("*.safetensors")):
             raise UserError(
                 f"{folder}: holds files of another kind; choose another --output"
             ) from None
-        with replacing(file) as partial:
-            partial.write_text(json.dumps(dict(made_with), indent=2) + "\n")
-        return
+        return None
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read; choose another --output") from error
-    for key in {**old, **made_with}:
-        if old.get(key) != made_with.get(key):
-            raise UserError(
-                f"{folder}: was made with {key} {old.get(key)}, not {made_with.get(key)}; choose "
-                "another --output, or delete it"
-            )
 
 
 def load_piece(path: Path) -> dict[str, Tensor]:

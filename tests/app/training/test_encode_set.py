@@ -111,6 +111,32 @@ def test_refusals(commands, config, tmp_path, tiny_config):
     assert "no 'video_list'" in refused
 
 
+def test_number_formats_do_not_mix(commands, config, tmp_path, caplog):
+    folder = tmp_path / "latents"
+    prepare = ("prepare_latents", config, "--output", folder, *OPTIONS)
+    commands.ok(*prepare)
+    refused = commands.refused(*prepare, "--dtype", "bf16")
+    assert f"{folder}: was made with --dtype fp32, not bf16; choose another --output" in refused
+    assert not caplog.records
+
+    file = folder / "made_with.json"  # as before the format was recorded
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps({key: told[key] for key in told if key != "--dtype"}))
+    commands.ok(*prepare, "--dtype", "bf16")
+    assert f"{folder}: is older than the record of --dtype; taken for bf16" in caplog.text
+    assert "was made with --dtype bf16, not fp32" in commands.refused(*prepare)
+
+
+def test_a_part_of_bad_videos_does_not_end_the_others(commands, config, tmp_path, videos):
+    """Who is ready first may have found nothing, while the others have not written anything."""
+    prepare = ("prepare_latents", config, "--output", tmp_path / "latents", *OPTIONS)
+    count = len(list(videos.iterdir()))
+    last = f"{count}/{count}"  # text.mp4
+    commands.ok(*prepare, "--part", last)
+    commands.ok(*prepare, "--part", f"1/{count}")
+    assert len(read_index(tmp_path / "latents")) == 2
+
+
 def test_conditions_of_enlarged_and_stretched_clips(commands, config, tmp_path):
     """They are those of sampling; the target stays that of the clip itself."""
     pipeline = build_cascade(load_config(config))
