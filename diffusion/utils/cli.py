@@ -17,7 +17,7 @@ INTERRUPTED = 130  # what shells report for Ctrl-C
 OUT_OF_MEMORY = "out of memory: lower --size, or `memory_gb`, `tile` and `vae_tile` in the config"
 
 LOADER_KILLED = (
-    "a process that loads data ended, mostly because memory did: lower train.num_workers, or "
+    "a process that loads data ended, mostly because memory did: lower train.loop.num_workers, or "
     "set it to 0"
 )
 

@@ -197,17 +197,28 @@ def train_as_rank(
     }
     if options.get("sharded"):
         allow_sharding_on_cpu()
-    trainer = trainer_of(path, work_dir, *overrides)
+    trainer = trainer_of(path, work_dir, *overrides, dtype=options.get("dtype", torch.float32))
     if options.get("sharded"):
         trainer.config = None  # it may continue what other numbers of processes began
         trainer.start()
         assert all(isinstance(p, DTensor) for p in trainer.parts.parameters())
         assert all(isinstance(mean, DTensor) for mean in trainer.average.weights.values())
+        assert (trainer.state.snapshot() is None) == (rank > 0)  # one copy on the CPU is enough
     if options.get("nan_on") == rank:
         batches = trainer.batches
         trainer.batches = lambda step: replace(batches(step), video=batches(step).video * nan)
-    trainer.run()
+    if options.get("stop_on") == rank:
+        stopping = trainer.batches
+
+        def stopped(step):
+            if step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return stopping(step)
+
+        trainer.batches = stopped
+    stopped_by = trainer.run()
     trainer.accelerator.end_training()
+    sys.exit(0 if stopped_by is None else 128 + stopped_by)
 
 
 def allow_sharding_on_cpu() -> None:

@@ -133,6 +133,26 @@ def test_sharded_training_is_the_same_and_so_are_its_checkpoints(refiner, tmp_pa
     assert_close(one, split)
 
 
+def test_sharded_in_half_precision_its_sums_are_not(refiner, tmp_path):
+    """As DDP, which rounds what is multiplied, but no loss and no sum of gradients."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    bf16 = {"dtype": torch.bfloat16}
+    succeed(train_together(2, refiner, one, (*QUICK, "data.batch_size=2"), **bf16))
+    succeed(train_together(2, refiner, two, SHARDED, sharded=True, **bf16))
+    losses = [[line["loss"] for line in scalars(work_dir)] for work_dir in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    assert any(loss != torch.tensor(loss).bfloat16().item() for loss in losses[1])
+    norms = [[line["grad_norm"] for line in scalars(work_dir)] for work_dir in (one, two)]
+    assert norms[1] == pytest.approx(norms[0], rel=3e-2)
+
+
+def test_one_process_that_is_asked_to_stop_stops_all_at_one_step(compressor, tmp_path):
+    work_dir, endless = tmp_path / "work", "train.loop.max_steps=100000"
+    processes = train_together(2, compressor, work_dir, (*QUICK, endless), stop_on=1)
+    assert [process.exitcode for process in processes] == [143, 143]
+    assert (work_dir / "checkpoints" / "latest").read_text() == "step_00000003.pt\n"
+
+
 def test_blocks_to_shard_must_be_there(refiner, tmp_path):
     with pytest.raises(
         ConfigError, match=r"train\.fsdp\.wrap: no network has a 'Blok'; did you mean"

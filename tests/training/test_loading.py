@@ -84,7 +84,7 @@ def test_shared_memory_that_is_too_small(limit):
         if "not allowed" in said:
             pytest.skip(said)
         assert said.startswith(expected)
-    assert "train.num_workers=0" in said
+    assert "train.loop.num_workers=0" in said
     assert "--shm-size" in said
     if limit is small_tmpfs:
         assert "of 1 MB are free" in said
@@ -99,4 +99,4 @@ def test_a_worker_that_is_killed_is_one_line():
         list(fetch(killed, range(2), 1))
     line = one_line(caught.value)
     assert "a process that loads data ended" in line
-    assert "lower train.num_workers" in line
+    assert "lower train.loop.num_workers" in line

@@ -22,6 +22,7 @@ from trainings import (
 )
 from video_files import encode, moving_frames
 
+from diffusion.models.weights import read_metadata
 from diffusion.training.checkpoint import load_checkpoint, save_checkpoint
 from diffusion.utils.errors import ConfigError, UserError
 
@@ -245,6 +246,14 @@ def test_an_error_ends_the_loader_processes_too(tmp_path):
     assert exit_code == 2
 
 
+def steps_of_weights(work_dir):
+    """Whose weights a reader finds."""
+    files = [work_dir / f"{name}.safetensors" for name in ("compressor", "previewer")]
+    found = [read_metadata(file)["step"] for file in files if file.exists()]
+    assert len(found) in (0, 2)
+    return set(found)
+
+
 def survives_kills(train_config, tmp_path, kills_at_renames, random_kills, rng):
     """Kill a run again and again, then compare it with one that was left in peace."""
     options = (*OFTEN[:2], "train.loop.max_steps=120")  # the kills are over before the run is
@@ -266,6 +275,7 @@ def survives_kills(train_config, tmp_path, kills_at_renames, random_kills, rng):
         if process.exitcode == 0:  # it came to its end
             break
         assert process.exitcode == -signal.SIGKILL
+        assert len(steps_of_weights(killed)) <= 1
         done += 1
     process = start(train, train_config, killed, options)
     process.join(120)
@@ -278,15 +288,15 @@ def survives_kills(train_config, tmp_path, kills_at_renames, random_kills, rng):
 
 
 def test_killed_at_any_instant(train_config, tmp_path):
-    """Of a save, four files get their name: two of weights, the checkpoint, `latest`."""
+    """Of a save, five get their name: a record of two weights, these, the checkpoint, `latest`."""
     rng = random.Random(0)
-    done = survives_kills(train_config, tmp_path, [1, 2, 3, 4, 5, 7, 8], [0.1, 0.2, 0.3], rng)
+    done = survives_kills(train_config, tmp_path, [1, 2, 3, 4, 5, 6, 8], [0.1, 0.2, 0.3], rng)
     assert done == 10
 
 
 @pytest.mark.slow
 def test_killed_forty_times(train_config, tmp_path):
     rng = random.Random()
-    renames = [rng.randint(1, 5) for _ in range(20)]
+    renames = [rng.randint(1, 6) for _ in range(20)]
     moments = [rng.uniform(0.02, 0.6) for _ in range(20)]
     assert survives_kills(train_config, tmp_path, renames, moments, rng) >= 10
