@@ -163,19 +163,21 @@ def save_weights(
 ) -> None:
     """Write safetensors, with `metadata` in the header; the final name never holds half a file."""
     path = Path(path)
-    save_weights_together({path.name: weights}, path.parent, metadata)
+    save_weights_together(path.parent, {path.name: (weights, metadata)})
 
 
 def save_weights_together(
-    weights: Mapping[str, nn.Module | Mapping[str, Tensor]],
     folder: str | Path,
-    metadata: Mapping[str, str],
+    files: Mapping[str, tuple[nn.Module | Mapping[str, Tensor], Mapping[str, str]]],
 ) -> None:
-    """`save_weights` of several files, by name: whatever happens, all are the new ones or none."""
+    """`save_weights` of several files of a folder: whatever happens, all are new or none.
+
+    files: name -> weights and metadata.
+    """
     folder = make_folder(folder)
-    with replacing_together(folder, list(weights)) as partials:
-        for values, partial in zip(weights.values(), partials, strict=True):
-            state = values.state_dict() if isinstance(values, nn.Module) else values
+    with replacing_together(folder, list(files)) as partials:
+        for (weights, metadata), partial in zip(files.values(), partials, strict=True):
+            state = weights.state_dict() if isinstance(weights, nn.Module) else weights
             state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
             safetensors.torch.save_file(state, partial, metadata=dict(metadata))
 

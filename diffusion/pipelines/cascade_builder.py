@@ -17,7 +17,7 @@ from diffusion.models.weights import (
     load_as_stored,
     load_weights,
     read_state_dict,
-    save_weights,
+    save_weights_together,
 )
 from diffusion.noise.gaussian import GaussianDiffusion
 from diffusion.noise.sampling import Sampling
@@ -36,7 +36,7 @@ from diffusion.registry import (
 )
 from diffusion.utils.compute import Compute
 from diffusion.utils.errors import ConfigError, WeightsError
-from diffusion.utils.files import make_folder, replacing
+from diffusion.utils.files import finish_replacing, make_folder, replacing
 from diffusion.utils.progress import track
 
 PARTS = ("compressor", "previewer", "vae", "refiner")
@@ -128,6 +128,7 @@ def weights_of(config: Mapping[str, Any], override: str | Path | None = None) ->
         return replaced(paths, {"refiner": override})
     if not override.is_dir():
         raise WeightsError(f"{override}: no such file or folder of weights")
+    finish_replacing(override)
     found = {name: override / f"{name}.safetensors" for name in WEIGHTS}
     found = {name: path for name, path in found.items() if path.is_file()}
     if not found:
@@ -269,9 +270,13 @@ def save_cascade(pipeline: CascadePipeline, config: Mapping[str, Any], folder: s
     Of a pipeline that was built without some parts, those that it has.
     """
     folder = make_folder(folder)
-    for name in PARTS:
-        if (part := getattr(pipeline.networks, name)) is not None:
-            save_weights(part, folder / f"{name}.safetensors", {"part": name})
+    parts = {name: getattr(pipeline.networks, name) for name in PARTS}
+    files = {
+        f"{name}.safetensors": (part, {"part": name})
+        for name, part in parts.items()
+        if part is not None
+    }
+    save_weights_together(folder, files)
     with replacing(folder / "config.py") as partial:
         partial.write_text(dump_config(config))
 

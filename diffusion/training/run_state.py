@@ -80,14 +80,17 @@ class RunState:
             )
 
 
-def write_averages(averages: Mapping[str, Tensor], parts: list[str], folder: Path, step: int):
+def write_averages(
+    averages: Mapping[str, Tensor], parts: list[str], folder: Path, step: int
+) -> None:
     """The averaged weights for inference, <part>.safetensors: all of one step."""
-    files = {
-        f"{name}.safetensors": {
-            key.removeprefix(f"{name}."): value
+    files = {}
+    for name in parts:
+        prefix = f"{name}."
+        weights = {
+            key.removeprefix(prefix): value
             for key, value in averages.items()
-            if key.startswith(f"{name}.")
+            if key.startswith(prefix)
         }
-        for name in parts
-    }
-    save_weights_together(files, folder, {"step": str(step)})
+        files[f"{name}.safetensors"] = weights, {"step": str(step)}
+    save_weights_together(folder, files)

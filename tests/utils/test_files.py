@@ -71,8 +71,8 @@ def test_weights_are_read_as_the_set_that_was_written(tmp_path):
     """A file that got its name is not read beside one that did not."""
 
     def save(step):
-        parts = {f"{name}.safetensors": {} for name in ("compressor", "previewer")}
-        save_weights_together(parts, tmp_path, {"step": step})
+        names = ("compressor.safetensors", "previewer.safetensors")
+        save_weights_together(tmp_path, {name: ({}, {"step": step}) for name in names})
 
     save("10")
     assert killed_at_rename(3, lambda: save("20"))

@@ -48,7 +48,9 @@ def stage_and_batch(name, tiny_config, folder):
     if name in autoencoder_stages():
         return autoencoder_stages()[name](), picture_batch(0)
     learns_variance = name in ("published", "distillation")
-    config = config_of(tiny_config, *(PUBLISHED if learns_variance else ()))
+    students = {"distillation": ["steps=2", "sampler=ddim"], "one step": ["steps=1"]}
+    overrides = [f"reconstruct.{option}" for option in students.get(name, ())]
+    config = config_of(tiny_config, *(PUBLISHED if learns_variance else ()), *overrides)
     latents = latent_batch(base=not learns_variance)
     if name in ("refiner", "published"):
         multi_scale = {"latent_crop": 8, "multi_scale": True}
