@@ -24,6 +24,7 @@ from diffusion.data.video_list import list_videos
 from diffusion.evaluation.metrics.fidelity import psnr, ssim
 from diffusion.training.monitor import Monitor
 from diffusion.training.stages.stage import Stage
+from diffusion.utils.devices import sent
 from diffusion.utils.errors import UserError, VideoError
 from diffusion.utils.labels import comparison_picture, with_labels
 from diffusion.utils.progress import track
@@ -82,10 +83,11 @@ class Validation:
         """Validate `parts`, tell the monitor, and return the means over frames, then clips."""
         scores: list[tuple[float, float]] = []
         for name, clip in track(list(self.clips.items())):
-            result = reconstruct(stage, parts, clip.video)
-            scores.append(quality(result, clip.video))
+            original = sent(clip.video, device_of(parts))
+            result = reconstruct(stage, parts, original)
+            scores.append(quality(result, original))
             names = ["original", f"step {step}: {scores[-1][0]:.2f} dB"]
-            columns = to_uint8(side_by_side([clip.video, result]))
+            columns = to_uint8(side_by_side([original, result]).cpu())
             picture = np.array(comparison_picture(columns[len(columns) // 2], names))
             monitor.pictures(step, {name: to_float(picture[None])[:, 0]})
             monitor.videos(step, {name: (to_float(with_labels(columns, names)), clip.fps)})
@@ -120,12 +122,15 @@ def read_clips(
 
 
 def reconstruct(stage: Stage, parts: Mapping[str, nn.Module], video: Tensor) -> Tensor:
-    """(3, F, H, W) on the CPU -> the same of what `parts` make of it, in [-1, 1]."""
-    device = next(p.device for part in parts.values() for p in part.parameters())
+    """(3, F, H, W) -> the same of what `parts` make of it, in [-1, 1]."""
     with evaluating(parts):
-        result = stage.reconstruct(parts, video[None].to(device))
+        result = stage.reconstruct(parts, video[None])
     assert result.shape == (1, *video.shape)
-    return result[0].float().clamp(-1, 1).cpu()
+    return result[0].float().clamp(-1, 1)
+
+
+def device_of(parts: Mapping[str, nn.Module]) -> torch.device:
+    return next(p.device for part in parts.values() for p in part.parameters())
 
 
 @contextmanager
@@ -142,6 +147,6 @@ def evaluating(parts: Mapping[str, nn.Module]) -> Iterator[None]:
 
 
 def quality(video: Tensor, reference: Tensor) -> tuple[float, float]:
-    """PSNR and SSIM, means over frames."""
-    with torch.autocast("cpu", enabled=False):  # also where training runs in bf16
+    """PSNR and SSIM, means over frames, where these are."""
+    with torch.autocast(video.device.type, enabled=False):  # also where training runs in bf16
         return psnr(video, reference).mean().item(), ssim(video, reference).mean().item()
