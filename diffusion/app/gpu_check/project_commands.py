@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from diffusion.config import ROOT
 
@@ -44,23 +45,24 @@ def run(words: Sequence[str], environment: Mapping[str, str] | None = None) -> s
 
 def kill_when(words: Sequence[str], is_time: Callable[[], bool]) -> bool:
     """kill -9 as soon as `is_time` says so; False if the command was done before."""
-    process = subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
-    )
-    begun = time.monotonic()
-    try:
-        while process.poll() is None:
-            if is_time():
-                process.send_signal(signal.SIGKILL)
-                return process.wait() == -signal.SIGKILL
-            if time.monotonic() - begun > LIMIT:
-                raise CommandFailed(f"{name_of(words)} did nothing to be killed at")
-            time.sleep(POLL)
-    finally:
-        process.kill()
-        process.wait()
-    if process.returncode:
-        raise CommandFailed(f"{name_of(words)} ended with {process.returncode} before its kill")
+    with TemporaryFile("w+") as said:
+        process = subprocess.Popen(words, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
+        begun = time.monotonic()
+        try:
+            while process.poll() is None:
+                if is_time():
+                    process.send_signal(signal.SIGKILL)
+                    return process.wait() == -signal.SIGKILL
+                if time.monotonic() - begun > LIMIT:
+                    raise CommandFailed(f"{name_of(words)} did nothing to be killed at")
+                time.sleep(POLL)
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode:
+            said.seek(0)
+            code, line = process.returncode, last(said.read())
+            raise CommandFailed(f"{name_of(words)} ended with {code} before its kill: {line}")
     return False
 
 

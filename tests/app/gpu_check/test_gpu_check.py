@@ -144,3 +144,5 @@ def test_a_command_that_fails_says_its_last_line():
     script = "import sys; print('error: no such video'); sys.exit(2)"
     with pytest.raises(CommandFailed, match="ended with 2: error: no such video"):
         run([sys.executable, "-c", script])
+    with pytest.raises(CommandFailed, match="ended with 2 before its kill: error: no such video"):
+        kill_when([sys.executable, "-c", script], Path("/nowhere").exists)
