@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
@@ -19,7 +21,7 @@ from diffusion.pipelines.cascade_builder import (
     build_part,
     check_config,
 )
-from diffusion.training.trainer_builder import check_files, check_training
+from diffusion.training.trainer_builder import build_trainer, check_files, check_training
 from diffusion.utils.errors import ConfigError, WeightsError
 
 SHIPPED = sorted(path for path in (ROOT / "configs").rglob("*.py") if path.parent.name != "_base_")
@@ -157,6 +159,58 @@ def training_config(*overrides):
 def test_training_refuses_what_reconstruction_refuses(option, said):
     with pytest.raises(ConfigError, match=said):
         check_training(training_config(option))
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("refiner.num_heads=0", "refiner.num_heads=0 must be a whole number of at least 1"),
+        ("refiner.num_heads=5", "refiner: hidden size 288 does not divide into 5 heads"),
+        ("refiner.hidden_size=50", "refiner: hidden size 50 cannot hold sine-cosine positions"),
+        ("refiner.depth=0", "refiner.depth=0 must be"),
+        ("refiner.mlp_ratio=0.001", "refiner: mlp_ratio=0.001 leaves no channels of 288"),
+        ("refiner.attention=flash", "refiner.attention='flash' must be 'auto', 'sdpa',"),
+        ("refiner.position_interpolation=0", "must be a number above 0"),
+        ("vae.latent_channels=0", "vae.latent_channels=0 must be"),
+        ("vae.decoder_channels=[8]", "vae: encoder_channels .* must have as many stages"),
+        ("compressor.depths=[1]", "compressor: channels .* must have one entry per stage"),
+        ("compressor.blocks=['round']", r"compressor.blocks\[0\]='round' must be 'conv' or 'wide'"),
+        ("previewer.latent_channels=99999", "previewer: latent_channels=99999 must be at most"),
+        ("noise.num_train_timesteps=1", "noise: num_train_timesteps=1 must be at least 2"),
+        ("noise.prediction_type=eps", "noise.prediction_type='eps' must be 'epsilon', "),
+        ("noise.min_snr_gamma=0", "noise.min_snr_gamma=0 must be a number above 0 or None"),
+        ("conditioning.scale=0", "conditioning.scale=0 must be a number above 0"),
+        ("conditioning.residual_std=0", "conditioning.residual_std=0 must be a list of numbers"),
+        ("conditioning.residual_std=[1,0]", r"conditioning.residual_std\[1\]=0 must be"),
+        ("cascade.memory_gb=-1", "cascade: memory_gb=-1 must be above 0"),
+        ("cascade.window=0", "cascade: window=0 must be at least 1"),
+        ("reconstruct.steps=0", "reconstruct: steps=0 must be at least 1"),
+        ("data.batch_size=0", "data.batch_size=0 must be a whole number of at least 1"),
+        ("data.size=[0,64]", r"data.size=\[0, 64\] must be"),
+        ("data.policy=cut", "data.policy='cut' must be 'crop', 'resize' or 'random'"),
+        ("data.flip=2", "data.flip=2 must be a number from 0 to 1"),
+        ("data.seed=-1", "data.seed=-1 must be a whole number of at least 0"),
+        ("data.threads=0", "data.threads=0 must be"),
+        ("train.loop.seed=-1", "train.loop: seed is -1"),
+        ("train.loop.num_workers=-1", "train.loop: num_workers is -1"),
+        ("train.loop.max_steps=-1", "train.loop: max_steps is -1"),
+        ("train.loop.ema_decay=2", "train.loop: ema_decay is 2"),
+        ("train.learning_rate.peak=0", "train.learning_rate: peak is 0"),
+        ("train.stage.position_range=[1]", "must be a list of 3 whole numbers of at least 0"),
+        ("train.stage.image_share=1.5", "train.stage.image_share=1.5 must be a number from 0 to 1"),
+        ("train.stage.latent_crop=0", "train.stage.latent_crop=0 must be"),
+        ("train.optimizer={'type':'AdamW','betas':[2,3]}", "train.optimizer: Invalid beta"),
+        ("train.optimizer={'type':'CAME','betas':[2,3,4]}", "train.optimizer: CAME cannot have"),
+        ("train.optimizer={'type':'Muon','momentum':1}", "train.optimizer.momentum=1 must be"),
+        ("validation.interval=0", "validation.interval=0 must be"),
+        ("validation.size=8", "validation.size=8 must be a whole number of at least 32"),
+    ],
+)
+def test_values_out_of_range_are_refused_before_anything_is_loaded(option, said, monkeypatch):
+    monkeypatch.setattr("diffusion.training.trainer_builder.provide", pytest.fail)
+    with pytest.raises(ConfigError, match=said) as caught:
+        build_trainer(training_config(option), Path("nowhere"))
+    assert "\n" not in str(caught.value)
 
 
 def test_files_that_a_training_reads_must_be_there(tmp_path):

@@ -1,6 +1,7 @@
 """Pixel and adversarial losses of the autoencoder stages."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from diffusion.models.feature_distance import PerceptualDistance, feature_distance
 from diffusion.training.draws import Draws
 from diffusion.utils.errors import ConfigError
+from diffusion.utils.ranges import Weight
 
 View = Callable[[Tensor], Tensor]
 """(N, 3, H, W) -> (N, 3, h, w): a piece of all frames, resized."""
@@ -29,8 +31,9 @@ def log_rmse(reconstruction: Tensor, original: Tensor) -> Tensor:
     return 0.5 * (reconstruction - original).square().mean((1, 2, 3)).clamp_min(1e-8).log().mean()
 
 
+PixelLoss = Literal["charbonnier", "log_rmse"]
 # (N, C, H, W), the original -> what a reconstruction is off by.
-PIXEL_LOSSES = {
+PIXEL_LOSSES: dict[PixelLoss, Callable[[Tensor, Tensor], Tensor]] = {
     "charbonnier": lambda reconstruction, original: charbonnier(reconstruction - original),
     "log_rmse": log_rmse,
 }
@@ -111,7 +114,10 @@ class PictureLoss(nn.Module):
     """
 
     def __init__(
-        self, perceptual_weight: float, adversarial_weight: float, pixel_loss: str = "charbonnier"
+        self,
+        perceptual_weight: Weight,
+        adversarial_weight: Weight,
+        pixel_loss: PixelLoss = "charbonnier",
     ):
         super().__init__()
         if pixel_loss not in PIXEL_LOSSES:

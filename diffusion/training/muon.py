@@ -6,6 +6,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn, optim
 
+from diffusion.utils.ranges import Decay, Weight
+
 NEWTON_SCHULZ: Final = (3.4445, -4.7750, 2.0315)
 """Coefficients of Jordan et al.: singular values from 0 to 1 go to about 1 in five rounds."""
 
@@ -27,10 +29,10 @@ class Muon(optim.Optimizer):
         self,
         params: Iterable[nn.Parameter],
         lr: float = 1e-3,
-        momentum: float = 0.95,
-        betas: tuple[float, float] = (0.9, 0.99),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
+        momentum: Decay = 0.95,
+        betas: tuple[Decay, Decay] = (0.9, 0.99),
+        eps: Weight = 1e-8,
+        weight_decay: Weight = 0.01,
     ):
         options = {"momentum": momentum, "betas": betas, "eps": eps}
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **options})

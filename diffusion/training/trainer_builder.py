@@ -62,9 +62,9 @@ DATA = Registry(
     aliases={"clips": VideoClips, "latents": RandomLatents},
 )
 
-# Arguments of constructors that no config holds.
 # Options of stages that name files of weights.
 STARTING_WEIGHTS = ("init_from", "teacher")
+# Arguments of constructors that no config holds.
 DATA_RUNTIME = ("rank", "world_size", "bad_list")
 
 
@@ -95,14 +95,14 @@ def check_training(config: Mapping[str, Any]) -> None:
     read_value(config["train"], Mapping[str, Any], "train")
     train = dict(config["train"])
     check_provided(STAGES, train.pop("stage", {}), "train.stage")
-    with torch.device("meta"):  # no memory, whatever the size
-        for name in PARTS:
-            if name in config:
-                build_part(config, name)
     read_train_options(train)
     check_provided(DATA, config["data"], "data", DATA_RUNTIME)
     if "validation" in config:
         check_options(Validation, config["validation"], "validation", ["training_list"])
+    with torch.device("meta"):  # no memory, whatever the size
+        for name in PARTS:
+            if name in config:
+                build_part(config, name)
 
 
 def check_files(config: Mapping[str, Any], *, networks: bool = True) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from diffusion.utils.devices import sent
 from diffusion.utils.errors import UserError, VideoError
 from diffusion.utils.labels import comparison_picture, with_labels
 from diffusion.utils.progress import track
+from diffusion.utils.ranges import Count, Range
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +46,12 @@ class Validation:
     def __init__(
         self,
         *,
-        interval: int,
+        interval: Count,
         video_list: Sequence[str] | str | None = None,
         training_list: Sequence[str] | str = (),
-        num_clips: int = 4,
-        num_frames: int = 8,
-        size: int = 256,
+        num_clips: Count = 4,
+        num_frames: Count = 8,
+        size: Annotated[int, Range(SIDE_MULTIPLE)] = 256,
     ):
         for name, value, least in (
             ("interval", interval, 1),

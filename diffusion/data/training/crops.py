@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from diffusion.data.transforms import as_tensor
 Size = tuple[int, int]
 """(height, width)"""
 
-CROPS = ("random", "center")
+Crop = Literal["random", "center"]
 
 
 def parse_sizes(size: int | Sequence[int] | Sequence[Sequence[int]], multiple: int) -> list[Size]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from diffusion.data.training.batch import Batch, global_samples, seeded
 from diffusion.data.training.crops import place_window, to_clip
 from diffusion.data.training.frame_cache import FrameCache
 from diffusion.data.video_list import list_videos
+from diffusion.utils.errors import ConfigError
+from diffusion.utils.ranges import Count, Natural, Range, Share
 
 
 class RandomClips:
@@ -33,18 +36,20 @@ class RandomClips:
         *,
         video_list: Sequence[str],
         cache_dir: str,
-        batch_size: int,
-        size: int,
-        num_frames: int = 1,
-        frame_strides: Sequence[int] = (1,),
-        max_downscale: float = 2.0,
-        max_frames: int = 96,
-        max_bad_share: float = 0.5,
-        seed: int = 0,
+        batch_size: Count,
+        size: Count,
+        num_frames: Count = 1,
+        frame_strides: Sequence[Count] = (1,),
+        max_downscale: Annotated[float, Range(1)] = 2.0,
+        max_frames: Count = 96,
+        max_bad_share: Share = 0.5,
+        seed: Natural = 0,
         rank: int = 0,
         world_size: int = 1,
         bad_list: Path | None = None,
     ):
+        if not frame_strides:
+            raise ConfigError("frame_strides is empty; give at least one")
         paths = list_videos(video_list)
         bad = BadVideos(paths, bad_list, max_bad_share)
         self.cache = FrameCache(paths, cache_dir, max_frames, bad)

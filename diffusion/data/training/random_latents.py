@@ -20,6 +20,7 @@ from diffusion.data.training.latent_folder import (
 )
 from diffusion.data.video_list import list_videos
 from diffusion.utils.errors import UserError
+from diffusion.utils.ranges import Count, Natural
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +40,10 @@ class RandomLatents:
         self,
         *,
         folder: str,
-        batch_size: int,
-        size: int | Sequence[int] | Sequence[Sequence[int]],
-        num_frames: int = 8,
-        seed: int = 0,
+        batch_size: Count,
+        size: Count | Sequence[Count] | Sequence[Sequence[Count]],
+        num_frames: Count = 8,
+        seed: Natural = 0,
         video_list: Sequence[str] | str = (),
         rank: int = 0,
         world_size: int = 1,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from diffusion.data.training.bad_videos import BadVideos
 from diffusion.data.training.batch import SHARED, Batch, global_samples, seeded
 from diffusion.data.training.crops import (
-    CROPS,
+    Crop,
     Size,
     nearest_size,
     parse_sizes,
@@ -22,9 +23,10 @@ from diffusion.data.transforms import SIDE_MULTIPLE
 from diffusion.data.video.open_video import open_video
 from diffusion.data.video_list import list_videos
 from diffusion.utils.errors import UserError, VideoError
+from diffusion.utils.ranges import Count, Natural, Share
 
 MAX_ATTEMPTS = 100
-POLICIES = ("crop", "resize", "random")
+Policy = Literal["crop", "resize", "random"]
 
 
 class VideoClips:
@@ -56,22 +58,25 @@ class VideoClips:
         self,
         *,
         video_list: Sequence[str],
-        batch_size: int,
-        size: int | Sequence[int] | Sequence[Sequence[int]],
-        num_frames: int = 8,
-        frame_strides: Sequence[int] = (1,),
-        policy: str = "resize",
-        crop: str = "random",
-        flip: float = 0.5,
+        batch_size: Count,
+        size: Count | Sequence[Count] | Sequence[Sequence[Count]],
+        num_frames: Count = 8,
+        frame_strides: Sequence[Count] = (1,),
+        policy: Policy = "resize",
+        crop: Crop = "random",
+        flip: Share = 0.5,
         cache_dir: str = "work_dirs/index",
-        threads: int = 1,
-        max_bad_share: float = 0.5,
-        seed: int = 0,
+        threads: Count = 1,
+        max_bad_share: Share = 0.5,
+        seed: Natural = 0,
         rank: int = 0,
         world_size: int = 1,
         bad_list: Path | None = None,
     ):
-        for name, value, valid in (("policy", policy, POLICIES), ("crop", crop, CROPS)):
+        for name, value, valid in (
+            ("policy", policy, get_args(Policy)),
+            ("crop", crop, get_args(Crop)),
+        ):
             if value not in valid:
                 raise ValueError(f"unknown {name} {value!r}; valid are: {', '.join(valid)}")
         if num_frames < 1 or not frame_strides or min(frame_strides) < 1:

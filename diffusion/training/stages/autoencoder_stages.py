@@ -12,8 +12,9 @@ from diffusion.models.feature_distance import PerceptualDistance
 from diffusion.models.weights import load_weights
 from diffusion.pipelines.padding import pad_reflect
 from diffusion.training.draws import Draws
-from diffusion.training.losses import PictureLoss, log_rmse
+from diffusion.training.losses import PictureLoss, PixelLoss, log_rmse
 from diffusion.training.stages.stage import Batches, Stage
+from diffusion.utils.ranges import Weight
 
 FIT_BATCHES = 16  # beyond all steps, so that no step sees them again
 
@@ -32,10 +33,10 @@ class VAEStage(Stage):
         self,
         *,
         vae: nn.Module,
-        pixel_loss: str = "charbonnier",
-        perceptual_weight: float = 0.1,
-        latent_weight: float = 5e-3,
-        adversarial_weight: float = 0.0,
+        pixel_loss: PixelLoss = "charbonnier",
+        perceptual_weight: Weight = 0.1,
+        latent_weight: Weight = 5e-3,
+        adversarial_weight: Weight = 0.0,
         train_encoder: bool = True,
         init_from: str | None = None,
     ):
@@ -79,8 +80,8 @@ class CompressorStage(Stage):
         *,
         compressor: nn.Module,
         previewer: nn.Module,
-        perceptual_weight: float = 0.0,
-        latent_weight: float = 1e-2,
+        perceptual_weight: Weight = 0.0,
+        latent_weight: Weight = 1e-2,
         train_compressor: bool = True,
         init_from: str | None = None,
     ):

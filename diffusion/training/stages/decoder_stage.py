@@ -15,6 +15,8 @@ from diffusion.training.losses import PictureLoss, random_view
 from diffusion.training.stages.autoencoder_stages import channels_last, flat
 from diffusion.training.stages.frozen import FrozenNetworks
 from diffusion.training.stages.stage import Batches, Stage
+from diffusion.utils.errors import ConfigError
+from diffusion.utils.ranges import Count, Weight
 
 
 class DecoderStage(Stage):
@@ -39,13 +41,15 @@ class DecoderStage(Stage):
         self,
         *,
         networks: FrozenNetworks,
-        rank: int = 16,
-        steps: Sequence[int] = (1, 4, 8),
-        picture_frames: int = 4,
-        perceptual_weight: float = 1.0,
-        adversarial_weight: float = 0.02,
+        rank: Count = 16,
+        steps: Sequence[Count] = (1, 4, 8),
+        picture_frames: Count = 4,
+        perceptual_weight: Weight = 1.0,
+        adversarial_weight: Weight = 0.02,
         init_from: str | None = None,
     ):
+        if not steps:
+            raise ConfigError("steps is empty; give at least one number of them")
         vae = networks.fresh("vae").requires_grad_(False)
         layers = layers_of(vae.decoder, nn.Conv2d)
         super().__init__(decoder_change=LowRank.beside(vae.decoder, rank, layers))

@@ -1,6 +1,5 @@
 """The stage that teaches the diffusion transformer to take fewer steps."""
 
-from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
@@ -13,6 +12,7 @@ from diffusion.pipelines.conditioning import Conditioning
 from diffusion.training.stages.frozen import FrozenNetworks
 from diffusion.training.stages.refiner_stage import RefinerStage, See
 from diffusion.utils.errors import ConfigError
+from diffusion.utils.ranges import Count, Natural, Share
 
 
 class DistillationStage(RefinerStage):
@@ -32,12 +32,12 @@ class DistillationStage(RefinerStage):
         refiner: nn.Module,
         noise: GaussianDiffusion,
         conditioning: Conditioning,
-        steps: int,
+        steps: Count,
         teacher: str,
         networks: FrozenNetworks | None = None,
-        image_share: float = 0.1,
-        position_range: Sequence[int] = (0, 0, 0),
-        latent_crop: int | None = None,
+        image_share: Share = 0.1,
+        position_range: tuple[Natural, Natural, Natural] = (0, 0, 0),
+        latent_crop: Count | None = None,
     ):
         super().__init__(
             refiner=refiner,

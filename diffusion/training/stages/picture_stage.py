@@ -1,6 +1,6 @@
 """The stages that judge what the diffusion transformer restores as pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 
 import torch
@@ -19,6 +19,7 @@ from diffusion.training.stages.autoencoder_stages import flat
 from diffusion.training.stages.frozen import FrozenNetworks
 from diffusion.training.stages.refiner_stage import RefinerStage
 from diffusion.utils.errors import ConfigError
+from diffusion.utils.ranges import Count, Natural, Weight
 
 
 class PictureStage(RefinerStage):
@@ -41,11 +42,11 @@ class PictureStage(RefinerStage):
         noise: GaussianDiffusion,
         conditioning: Conditioning,
         networks: FrozenNetworks,
-        diffusion_weight: float = 0.3,
-        perceptual_weight: float = 1.0,
-        adversarial_weight: float = 0.03,
-        picture_frames: int = 4,
-        position_range: Sequence[int] = (0, 0, 0),
+        diffusion_weight: Weight = 0.3,
+        perceptual_weight: Weight = 1.0,
+        adversarial_weight: Weight = 0.03,
+        picture_frames: Count = 4,
+        position_range: tuple[Natural, Natural, Natural] = (0, 0, 0),
         init_from: str | None = None,
     ):
         super().__init__(
@@ -122,11 +123,11 @@ class OneStepStage(PictureStage):
         conditioning: Conditioning,
         networks: FrozenNetworks,
         teacher: str,
-        rank: int = 16,
-        perceptual_weight: float = 1.0,
-        adversarial_weight: float = 0.03,
-        picture_frames: int = 4,
-        position_range: Sequence[int] = (0, 0, 0),
+        rank: Count = 16,
+        perceptual_weight: Weight = 1.0,
+        adversarial_weight: Weight = 0.03,
+        picture_frames: Count = 4,
+        position_range: tuple[Natural, Natural, Natural] = (0, 0, 0),
     ):
         if noise.is_flow:
             raise ConfigError("OneStepStage starts at a timestep, which a flow does not have")

@@ -1,6 +1,6 @@
 """The stages that train the diffusion transformer, alone or together with the compressor."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from diffusion.training.stages.frozen import FrozenNetworks
 from diffusion.training.stages.multi_scale import random_pieces
 from diffusion.training.stages.stage import Batches, Stage
 from diffusion.utils.errors import ConfigError
+from diffusion.utils.ranges import Count, Natural, Share, Weight
 from diffusion.utils.resize import resize_bilinear
 
 See = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -51,9 +52,9 @@ class RefinerStage(Stage):
         noise: GaussianDiffusion,
         conditioning: Conditioning,
         networks: FrozenNetworks | None = None,
-        image_share: float = 0.1,
-        position_range: Sequence[int] = (0, 0, 0),
-        latent_crop: int | None = None,
+        image_share: Share = 0.1,
+        position_range: tuple[Natural, Natural, Natural] = (0, 0, 0),
+        latent_crop: Count | None = None,
         multi_scale: bool = False,
         sample_posterior: bool = False,
         init_from: str | None = None,
@@ -157,12 +158,12 @@ class JointStage(RefinerStage):
         noise: GaussianDiffusion,
         conditioning: Conditioning,
         networks: FrozenNetworks,
-        image_share: float = 0.1,
-        position_range: Sequence[int] = (0, 0, 0),
+        image_share: Share = 0.1,
+        position_range: tuple[Natural, Natural, Natural] = (0, 0, 0),
         sample_posterior: bool = False,
         init_from: str | None = None,
-        preview_weight: float = 1.0,
-        latent_weight: float = 1e-3,
+        preview_weight: Weight = 1.0,
+        latent_weight: Weight = 1e-3,
     ):
         super().__init__(
             refiner=refiner,
