@@ -5,7 +5,7 @@ from functools import lru_cache, wraps
 from typing import Any, TypeVar, cast
 
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 Maker = TypeVar("Maker", bound=Callable[..., Tensor])
 
@@ -22,7 +22,8 @@ def constant(maxsize: int) -> Callable[[Maker], Maker]:
 
         @wraps(make)
         def get(*args: Any, **kwargs: Any) -> Tensor:
-            return (make if is_in_torch_dispatch_mode() else kept)(*args, **kwargs)
+            outside = _get_current_dispatch_mode() is None
+            return (kept if outside else make)(*args, **kwargs)
 
         return cast(Maker, get)
 
