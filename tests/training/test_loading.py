@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from pretend_cuda import pretend_cuda
 from trainings import numbered
 
-from diffusion.data.training.batch import Batch
+from diffusion.data.training.batch import Batch, LatentBatch
 from diffusion.training.loading import fetch
 from diffusion.utils.cli import one_line
 from diffusion.utils.errors import UserError
@@ -100,3 +101,33 @@ def test_a_worker_that_is_killed_is_one_line():
     line = one_line(caught.value)
     assert "a process that loads data ended" in line
     assert "lower train.loop.num_workers" in line
+
+
+def latents_of(step: int) -> LatentBatch:
+    target, semantic = (torch.full((1, 4, 2, side, side), step).half() for side in (8, 2))
+    return LatentBatch(target, semantic, None, [str(step)])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("batches", [partial(bytes_of, 12), latents_of])
+def test_a_gpu_gets_its_batches_without_waiting(monkeypatch, batches, workers):
+    """Through pinned memory, in the bytes they are stored in, and widened over there."""
+    device = torch.device("cuda", 0)
+    for name, answer in (
+        ("is_available", True),
+        ("current_accelerator", device),
+        ("current_device_index", 0),
+        ("set_device_index", None),  # of the thread that pins
+    ):
+        monkeypatch.setattr(torch.accelerator, name, lambda *_, answer=answer: answer)
+    with pretend_cuda() as pretended:
+        arrived = [batch.to("cuda") for batch in fetch(batches, range(3), workers, pin_memory=True)]
+        assert pretended.stalls == []
+        assert all(batch.sources == [str(step)] for step, batch in enumerate(arrived))
+        for step, batch in enumerate(arrived):
+            for name, tensor in batch.tensors().items():
+                assert (tensor.device, tensor.dtype) == (device, torch.float32)
+                assert torch.equal(tensor.cpu(), batches(step).to("cpu").tensors()[name])
+        back = arrived[0].to("cpu")  # which nobody may read before it is there
+        assert {stall.kind for stall in pretended.stalls} == {"to host"}
+        assert back.tensors().keys() == arrived[0].tensors().keys()
