@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pretend_cuda import pretend_cuda
 from video_files import moving_frames
 
 from diffusion.data.training.crops import to_clip
@@ -133,3 +134,19 @@ def test_frames_that_may_not_be_written_to(tmp_path):
         (frame,) = reader.frames()
     assert torch.equal(to_float(frame[None]), to_float(kept[:1]))
     assert np.array_equal(frames, kept)
+
+
+def test_pixels_on_a_gpu():
+    """Nothing mixes devices, and the numbers are those of the CPU."""
+    frames = moving_frames(2, 48, 40)
+    original, small = to_float(frames), to_float(frames[:1, :24, :20])
+    shown, sized = side_by_side([original, small]), resize_short_edge(original, 32)
+    with pretend_cuda():
+        there = torch.from_numpy(frames).to("cuda")
+        assert to_float(there).device.type == "cuda"
+        assert np.array_equal(to_uint8(to_float(there)), frames)
+        for first, second in ((original.to("cuda"), small), (original, small.to("cuda"))):
+            both = side_by_side([first, second])
+            assert both.device == first.device
+            torch.testing.assert_close(both.cpu(), shown)
+        torch.testing.assert_close(resize_short_edge(original.to("cuda"), 32).cpu(), sized)

@@ -200,11 +200,26 @@ def test_pictures_are_clips_of_one_frame(clips, mixed):
         ({"crop": "left"}, "unknown crop"),
         ({"size": 40}, "multiples of 32"),
         ({"frame_strides": [0]}, "at least 1"),
+        ({"frame_strides": []}, "at least 1"),
+        ({"num_frames": 0}, "at least 1"),
+        ({"batch_size": 0}, "batch_size is 0, but must be at least 1"),
+        ({"max_bad_share": 2}, "max_bad_share is 2"),
     ],
 )
 def test_impossible_options(clips, options, message):
     with pytest.raises(ValueError, match=message):
         clips(**options)
+
+
+def test_frames_that_change_in_their_folder_are_read_again(clips, tmp_path):
+    """The folder itself keeps its time and size."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for size in (64, 32):
+        for number in range(3):
+            Image.new("RGB", (size, size)).save(folder / f"{number}.png")
+        (facts,) = index_videos([folder], tmp_path / "index")
+        assert facts.height == size
 
 
 def test_sizes_are_read_once(clips, folder, tmp_path, monkeypatch):
