@@ -1,3 +1,9 @@
+import os
+
+# Networks of the tests are so small that threads spend their time waiting for one another. Before
+# torch is imported, and for the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import golden_data
 import pytest
 import tiny

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from commands import start_process
+from forked import ForkedCommand
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from video_files import encode, moving_frames
@@ -461,7 +461,7 @@ def test_out_of_memory_elsewhere(refused, clip, monkeypatch, error):
 def test_interrupt(clip, tiny_config, tmp_path):
     """Ctrl-C while sampling: no traceback, the shell's exit code, no files."""
     folder = tmp_path / "out"
-    process = start_process(
+    process = ForkedCommand(
         *("reconstruct", clip, "--config", tiny_config, "--output-dir", folder),
         *("--steps", "1000", "--size", "256"),
     )

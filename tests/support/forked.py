@@ -7,6 +7,7 @@ how they ended. What they do not show is how a command starts.
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -92,6 +93,24 @@ def _run(
         prepare()
     tool = tiny.tool(name)
     run_command(tool.main, tool.build_parser(), argv[1:])
+
+
+def ranks_of(count: int) -> list[dict[str, str]]:
+    """For each of `count` processes, the environment that torchrun would give it."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    return [
+        {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(port),
+        }
+        for rank in range(count)
+    ]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:

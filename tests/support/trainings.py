@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import sys
 from dataclasses import replace
 from math import nan
@@ -14,7 +13,7 @@ from typing import Any
 import tiny
 import torch
 from accelerate import DistributedType, PartialState
-from forked import PROCESSES
+from forked import PROCESSES, ranks_of
 from safetensors.torch import load_file
 from torch.distributed.tensor import DTensor
 
@@ -155,20 +154,13 @@ def train(path: Path, work_dir: Path, overrides: tuple[str, ...] = (), kill_at_r
     sys.exit(0 if stopped is None else 128 + stopped)
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
-
-
 def train_together(
     world_size: int, path: Path, work_dir: Path, overrides: tuple[str, ...] = (), **options
 ) -> list[BaseProcess]:
     """Start `world_size` processes that train as one; returns them when they have ended."""
-    port = free_port()
     processes = [
-        start(train_as_rank, rank, world_size, port, path, work_dir, overrides, options)
-        for rank in range(world_size)
+        start(train_as_rank, rank, path, work_dir, overrides, options)
+        for rank in ranks_of(world_size)
     ]
     for process in processes:
         process.join(120)
@@ -177,24 +169,15 @@ def train_together(
 
 
 def train_as_rank(
-    rank: int,
-    world_size: int,
-    port: int,
+    environment: dict[str, str],
     path: Path,
     work_dir: Path,
     overrides: tuple[str, ...],
     options: dict[str, Any],
 ) -> None:
-    """One process of several, with the environment that torchrun gives it."""
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
+    """One process of several."""
+    rank = int(environment["RANK"])
+    os.environ |= environment
     if options.get("sharded"):
         allow_sharding_on_cpu()
     trainer = trainer_of(path, work_dir, *overrides, dtype=options.get("dtype", torch.float32))

@@ -1,35 +1,31 @@
 """One video by two processes, which meet over gloo as on a machine without GPUs."""
 
 import json
-import subprocess
-import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
-from commands import ENVIRONMENT
+from forked import ForkedCommand, ranks_of
 from video_files import encode, moving_frames
 
 from diffusion.app.reconstruction import several_processes
 from diffusion.app.reconstruction.frame_means import FrameMeans
 from diffusion.app.reconstruction.several_processes import sharing
-from diffusion.config import ROOT
 from diffusion.data.latents import LatentsWriter, load_latents
 from diffusion.data.video.video_writer import VideoWriter
 
 
 def run(name, *arguments, processes=1):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
-    launcher = launcher if processes > 1 else []
-    tool = ROOT / "tools" / f"{name}.py"
-    command = [sys.executable, *launcher, tool, *arguments, "--device", "cpu", "--dtype", "fp32"]
-    result = subprocess.run(
-        list(map(str, command)), env=ENVIRONMENT, capture_output=True, text=True, timeout=400
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    """In `processes` that know of one another as torchrun tells them."""
+    options = (*arguments, "--device", "cpu", "--dtype", "fp32")
+    ranks = ranks_of(processes) if processes > 1 else [{}]
+    started = [ForkedCommand(name, *options, environment=rank) for rank in ranks]
+    outputs = [process.communicate(timeout=400) for process in started]
+    for process, (_, err) in zip(started, outputs, strict=True):
+        assert process.returncode == 0, err
+    return "".join(out for out, _ in outputs)
 
 
 def test_two_processes_give_what_one_gives(tiny_config, tmp_path):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from commands import start_process
+from forked import ForkedCommand
 from video_files import encode, moving_frames
 
 from diffusion.data.latents import load_latents
@@ -15,7 +15,7 @@ from diffusion.data.video.clip import read_frames
 
 def peak_of_command(name: str, *arguments) -> float:
     """Of the command as a process of its own, as the system counts it."""
-    process = start_process(name, *arguments, "--device", "cpu", "--dtype", "fp32")
+    process = ForkedCommand(name, *arguments, "--device", "cpu", "--dtype", "fp32")
     peak = 0
     status = f"/proc/{process.pid}/status"
     while process.poll() is None:
@@ -78,7 +78,7 @@ def long_video(tmp_path):
 
 def interrupted(name, arguments, folder, how) -> int:
     """Run, and break off after the second finished window -> how many were finished."""
-    process = start_process(name, *arguments)
+    process = ForkedCommand(name, *arguments)
     deadline = time.monotonic() + 120
     while not (folder / "000001.safetensors").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1]
@@ -98,11 +98,11 @@ def test_a_killed_reconstruction_continues_to_the_same_result(tiny_config, long_
         "reconstruct", arguments("a"), tmp_path / "a" / ".unfinished", signal.SIGKILL
     )
     assert finished >= 2
-    again = start_process("reconstruct", *arguments("a"))
+    again = ForkedCommand("reconstruct", *arguments("a"))
     _, err = again.communicate()
     assert again.returncode == 0
     assert f"continuing after {finished} finished windows" in err
-    whole = start_process("reconstruct", *arguments("b"))
+    whole = ForkedCommand("reconstruct", *arguments("b"))
     assert whole.wait() == 0
     assert not (tmp_path / "a" / ".unfinished").exists()
     # libx264 does not always make the same file of the same frames: their measures say it all
@@ -126,7 +126,7 @@ def test_a_broken_off_decoding_continues_unless_something_changed(
         return (latents, "-o", output, *options)
 
     assert interrupted("decode", decode(), folder, signal.SIGINT) >= 2
-    process = start_process("decode", *decode("--seed", 1))
+    process = ForkedCommand("decode", *decode("--seed", 1))
     assert process.wait() == 0
     assert "continuing" not in process.communicate()[1]
     assert not folder.exists()

@@ -7,7 +7,7 @@ import time
 import pytest
 import tiny
 import torch
-from commands import start_process
+from forked import ForkedCommand
 from safetensors.torch import load_file
 from video_files import encode, moving_frames
 
@@ -175,7 +175,7 @@ def test_killed_at_random_moments_and_continued(commands, config, tmp_path, vide
     seen: dict[str, int] = {}
     chance, kills = random.Random(0), 0
     for _ in range(10):
-        processes = [start_process(*prepare, folder, "--part", f"{i}/2") for i in (1, 2)]
+        processes = [ForkedCommand(*prepare, folder, "--part", f"{i}/2") for i in (1, 2)]
         while not pieces.exists() or not any(pieces.iterdir()):
             if all(process.poll() is not None for process in processes):
                 break
