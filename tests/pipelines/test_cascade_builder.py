@@ -143,7 +143,7 @@ def test_the_config_says_how_its_model_is_sampled(config, tiny_config):
         ("cascade.window=2.5", "cascade.window=2.5"),
         ("cascade.windw=8", "unknown key 'windw' in cascade; did you mean 'window'"),
         ("cascade.sampler=ddim", "unknown key 'sampler' in cascade"),
-        ("cascade.euler_a_spacing=angel", "cascade: euler_a_spacing 'angel'"),
+        ("cascade.euler_a_spacing=angel", "cascade.euler_a_spacing='angel' must be"),
         ("cascade.compute.tf23=True", "unknown key 'tf23' in cascade.compute"),
         ("cascade.compute.tf32=yes", "cascade.compute.tf32='yes'"),
         ("reconstruct.sampler=eular_a", "unknown sampler 'eular_a', did you mean 'euler_a'"),
