@@ -11,6 +11,7 @@ LAYERS = (
     {"utils", "registry", "config"},
     {"models", "data", "noise"},
     {"pipelines"},
+    {"hub"},
     {"evaluation"},
     {"training"},
     {"app"},

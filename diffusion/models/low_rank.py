@@ -24,7 +24,7 @@ class LowRank(Network):
     """
 
     @register_to_config
-    def __init__(self, rank: int, layers: Mapping[str, Sequence[int]]):
+    def __init__(self, *, rank: int, layers: Mapping[str, Sequence[int]]):
         """layers: name of each -> (in, out)."""
         super().__init__()
         for name, (values_in, values_out) in layers.items():
@@ -34,7 +34,8 @@ class LowRank(Network):
     def beside(cls, network: nn.Module, rank: int, layers: Iterable[str]) -> "LowRank":
         """Of these layers of a network, which stays as it is (see `layers_of` for the names)."""
         weights = {name: network.get_parameter(f"{name}.weight") for name in layers}
-        return cls(rank, {name: [w[0].numel(), len(w)] for name, w in weights.items()})
+        sizes = {name: [w[0].numel(), len(w)] for name, w in weights.items()}
+        return cls(rank=rank, layers=sizes)
 
     def start_from(self, path: str | Path) -> None:
         """Make the change that a file makes, which may be of a lower rank than this one.
@@ -68,7 +69,7 @@ def read_low_rank(path: str | Path) -> LowRank:
     layers = {
         name.replace("/", "."): [down.shape[-1], len(ups[name])] for name, down in downs.items()
     }
-    low_rank = LowRank(min(map(len, downs.values()), default=1), layers)
+    low_rank = LowRank(rank=min(map(len, downs.values()), default=1), layers=layers)
     load_as_stored(low_rank, state, path)
     return low_rank
 

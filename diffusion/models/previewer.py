@@ -18,7 +18,7 @@ class Previewer(PreviewDecoder):
     latent_channels, upscaling = 16, 8
 
     @register_to_config
-    def __init__(self, frames_per_chunk: Count = 8) -> None:
+    def __init__(self, *, frames_per_chunk: Count = 8) -> None:
         """frames_per_chunk: frames per network call; it bounds memory, not the result."""
         super().__init__()
         self.frames_per_chunk = frames_per_chunk

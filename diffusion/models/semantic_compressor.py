@@ -25,7 +25,7 @@ class SemanticCompressor(Compressor):
     std: Tensor
 
     @register_to_config
-    def __init__(self, frames_per_chunk: Count = 8) -> None:
+    def __init__(self, *, frames_per_chunk: Count = 8) -> None:
         """frames_per_chunk: frames per backbone call; it bounds memory, not the result."""
         super().__init__()
         self.frames_per_chunk = frames_per_chunk

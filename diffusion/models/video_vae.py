@@ -30,6 +30,7 @@ class VideoVAE(Autoencoder):
     @register_to_config
     def __init__(
         self,
+        *,
         block_out_channels: Sequence[Count] = (128, 256, 512, 512),
         layers_per_block: Count = 2,
         latent_channels: Count = 4,

@@ -145,7 +145,6 @@ class Trajectory:
             return self.x  # needs no scaling
         return self.sampler.scale_model_input(self.x, self.timestep)
 
-    @torch.no_grad()
     def step(self, prediction: Tensor) -> None:
         """prediction: (N, ...), the network's answer to `model_input`."""
         with Drawing(self.generator):
@@ -178,6 +177,13 @@ class Drawing(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def draw_seed(generator: torch.Generator | None) -> int:
+    """For `frame_generators`; without a generator always the same."""
+    if generator is None:
+        return 0
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
+
+
 def draw_noise(size: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
     """(N, ...) of unit variance, drawn on the CPU, so that a seed is the same on every device.
 
@@ -192,14 +198,16 @@ def draw_noise(size: Sequence[int], generator: Generators, device: torch.device)
     return sent(noise, device)
 
 
-def frame_generators(seed: int, frames: range, batch: int = 1) -> list[torch.Generator]:
+def frame_generators(
+    seed: int, frames: range, batch: int = 1, first_video: int = 0
+) -> list[torch.Generator]:
     """One for every frame of every video, in the order (b f).
 
     On the CPU (see `draw_noise`), and a function of nothing but the seed, the video and the frame's
     number, so that a clip need not be held to draw its noise.
     """
     generators = []
-    for video in range(batch):
+    for video in range(first_video, first_video + batch):
         for frame in frames:
             word = np.random.SeedSequence((seed, video, frame)).generate_state(1, np.uint64)[0]
             generators.append(torch.Generator().manual_seed(int(word)))

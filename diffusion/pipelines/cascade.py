@@ -34,6 +34,8 @@ class CascadePipeline:
         weights are used as they are; otherwise the pipeline makes a copy, once.
     sampling: what holds where a call gives no `steps` or `sampler`.
     dtype: what the networks compute in.
+    live: use the networks themselves, which others train or move meanwhile, and are in the wanted
+        precision; gradients are recorded where they are on.
 
     Methods that sample take
     seed: same seed and machine, same result.
@@ -53,13 +55,14 @@ class CascadePipeline:
         compute: Compute = Compute(),
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        live: bool = False,
     ):
         self.device, self.dtype = torch.device(device), dtype
         self.windows, self.tiles, self.sampling = windows, tiles, sampling.of(noise)
         if networks.refiner is not None:
             windows.check(networks.refiner)
             tiles.check(networks.refiner)
-        self.tiled = TiledNetworks(networks, tiles, compute, self.device, dtype)
+        self.tiled = TiledNetworks(networks, tiles, compute, self.device, dtype, live=live)
         self.networks, self.compute = self.tiled.networks, self.tiled.compute
         self._restorer = (
             None if conditioning is None else Restorer(self.tiled, noise, conditioning, windows)

@@ -1,5 +1,6 @@
 """Configs and weights -> a pipeline. Nothing below this file reads a config."""
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,8 @@ PARTS = ("compressor", "previewer", "vae", "refiner")
 # Low-rank changes (see LowRank), and what of a cascade each one changes.
 CHANGES = {"refiner_change": "refiner", "decoder_change": "vae.decoder"}
 WEIGHTS = (*PARTS, *CHANGES)  # which have files
+# What describes the model.
+OF_MODEL = ("model_id", *PARTS, "noise", "conditioning", "cascade", "reconstruct")
 # What `cascade` may hold beside the options of windows and tiles: of the sampler, and of speed.
 OF_SAMPLER, OF_SPEED = ("euler_a_spacing", "published"), "compute"
 
@@ -86,6 +89,11 @@ def check_config(config: Mapping[str, Any]) -> None:
     pipeline_options(config)
     check_keys(config.get("weights", {}), WEIGHTS, "weights")
     read_value(config.get("weights", {}), Mapping[str, str | None], "weights")
+
+
+def model_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says of the model, as values of JSON: nothing of files, data or training."""
+    return json.loads(json.dumps({key: config[key] for key in OF_MODEL if key in config}))
 
 
 def check_weights(
@@ -251,8 +259,12 @@ def assemble(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    live: bool = False,
 ) -> CascadePipeline:
-    """The pipeline around networks that are at hand already, and stay as they are."""
+    """The pipeline around networks that are at hand already, and stay as they are.
+
+    live: see CascadePipeline.
+    """
     networks = Networks(**{name: parts.get(name) for name in PARTS})
     return CascadePipeline(
         networks,
@@ -261,6 +273,7 @@ def assemble(
         **pipeline_options(config),
         device=device,
         dtype=dtype,
+        live=live,
     )
 
 

@@ -33,6 +33,7 @@ class Run:
 
     noise: (B, 4, F, 4h, 4w) to start from, in place of a draw from `seed`.
     finished: the first results of a run that was broken off.
+    first_video: the clip's number in its batch, if that is restored one by one.
     """
 
     sampling: Sampling
@@ -40,6 +41,7 @@ class Run:
     noise: Tensor | None = None
     finished: Sequence[Tensor] = ()
     on_step: OnStep | None = None
+    first_video: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Restorer:
             latents, *preview = part
             condition = self.conditioning.join(latents, self.base(latents, *preview))
             batch, _, _, *sides = condition.shape
-            generators = frame_generators(run.seed, range(start, stop), batch)
+            generators = frame_generators(run.seed, range(start, stop), batch, run.first_video)
             if run.noise is None:
                 channels = self.networks.networks.require("vae").latent_channels
                 size = (len(generators), channels, *sides)

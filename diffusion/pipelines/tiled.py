@@ -4,6 +4,7 @@ The only place that moves tensors between devices and dtypes, and that knows mem
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,7 @@ class TiledNetworks:
     """Videos are (B, 3, F, H, W) in [-1, 1], and latents (B, C, F, h, w), on any device.
 
     networks: stay as they are; see `for_inference`.
+    live: the networks themselves, which may learn and move; see CascadePipeline.
     dtype: of the refiner's arithmetic, all of it. The others keep float32 weights and run under
         autocast, because their last layers are what the eye sees.
     """
@@ -45,24 +47,29 @@ class TiledNetworks:
         compute: Compute,
         device: torch.device,
         dtype: torch.dtype,
+        *,
+        live: bool = False,
     ):
-        self.device, self.dtype, self.tiles = device, dtype, tiles
+        self.device, self.dtype, self.tiles, self.live = device, dtype, tiles, live
         self.compute = compute.on(device, dtype)
-        self.networks = Networks(
-            for_inference(networks.compressor, device),
-            for_inference(networks.previewer, device),
-            for_inference(networks.vae, device),
-            for_inference(networks.refiner, device, dtype),
-        )
-        for network in (self.networks.compressor, self.networks.previewer, self.networks.vae):
-            if network is not None:
-                self.compute.prepare(network)
-        if self.networks.refiner is not None:
-            self.compute.prepare(self.networks.refiner, self.networks.refiner.blocks)
+        self.networks = networks if live else self._prepared(networks)
         self.fitting_tile = FittingTile(device, tiles.memory_gb)
         self.run: Runner = run_here
         self.group = 1  # windows that `run` is given at a time
         self._cuts: dict[tuple, tuple[Tiles, Tiles]] = {}  # with their weights on the device
+
+    def _prepared(self, networks: Networks) -> Networks:
+        own = Networks(
+            for_inference(networks.compressor, self.device),
+            for_inference(networks.previewer, self.device),
+            for_inference(networks.vae, self.device),
+            for_inference(networks.refiner, self.device, self.dtype),
+        )
+        for network in filter(None, (own.compressor, own.previewer, own.vae)):
+            self.compute.prepare(network)
+        if own.refiner is not None:
+            self.compute.prepare(own.refiner, own.refiner.blocks)
+        return own
 
     def spread(self) -> None:
         """Share windows and tiles out among the processes of torch.distributed, from now on."""
@@ -124,7 +131,7 @@ class TiledNetworks:
 
         def net(x_t: Tensor, condition: Tensor) -> Tensor:
             # all of it in the weights' precision
-            with inference(self.device, torch.float32, self.compute):
+            with self._inference(torch.float32):
                 out = refiner(x_t, timesteps, condition, image_mode=image_mode)
             return out[:, :channels]  # without the variance
 
@@ -162,7 +169,7 @@ class TiledNetworks:
         """
 
         def net(x: Tensor) -> Tensor:
-            with inference(self.device, self.dtype, self.compute):
+            with self._inference(self.dtype):
                 return getattr(part, method)(x)
 
         batch, channels, frames, *sides = xs[0].shape
@@ -184,6 +191,9 @@ class TiledNetworks:
             scale,
         )
         return apply_in_tiles(net, [(x,) for x in xs], tiles_in, tiles_out, self.run)
+
+    def _inference(self, dtype: torch.dtype) -> AbstractContextManager[None]:
+        return inference(self.device, dtype, self.compute, gradients=self.live)
 
     def _cut(
         self, key: tuple, make: Callable[[], Tiles], scale: tuple[int, int] = (1, 1)

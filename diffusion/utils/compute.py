@@ -68,9 +68,17 @@ class Compute:
 
 @contextmanager
 def inference(
-    device: torch.device, dtype: torch.dtype, compute: Compute = Compute()
+    device: torch.device,
+    dtype: torch.dtype,
+    compute: Compute = Compute(),
+    *,
+    gradients: bool = False,
 ) -> Generator[None]:
-    """No gradients, autocast to `dtype` unless that is float32, and the device's options."""
+    """No gradients, autocast to `dtype` unless that is float32, and the device's options.
+
+    gradients: as they are outside.
+    """
+    recorded = gradients and torch.is_grad_enabled()
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    with torch.no_grad(), autocast, compute.on(device, dtype).applied():
+    with torch.set_grad_enabled(recorded), autocast, compute.on(device, dtype).applied():
         yield

@@ -1,0 +1,1 @@
+"""The cascade as diffusers' users know such models."""
