@@ -6,7 +6,7 @@ The last stage, a change of low rank in a file of its own (`weights.decoder_chan
 decodes with it what the transformer restored, and the VAE alone stays as it is. To go on from the
 embedded one:
 
-    --cfg-options train.stage.init_from=pretrained/compact/vae.restored.safetensors
+    --cfg-options train.stage.init_from=pretrained/compact/decoder_change
 """
 
 _base_ = ["_base_/compact_models.py"]

@@ -3,7 +3,7 @@
 Train its refiner on your videos: put them into `video_list` and run bash train_vae.sh. It starts
 from random weights; from the embedded ones with
 
-    --cfg-options train.stage.init_from=pretrained/compact/refiner.safetensors
+    --cfg-options train.stage.init_from=pretrained/compact/refiner
 
 The steps of large trainings cost less on clips that are encoded once: compact.latents.py.
 """

@@ -7,13 +7,13 @@ Train the student: bash train_vae.sh configs/compact.one-step.py
 
 _base_ = ["compact.decoder.py"]
 
-weights = dict(refiner_change="pretrained/compact/refiner.one-step.safetensors")
+weights = dict(refiner_change="pretrained/compact/one_step")
 reconstruct = dict(steps=1)
 train = dict(
     stage=dict(
         _delete_=True,
         type="OneStepStage",
-        teacher="pretrained/compact/refiner.safetensors",
+        teacher="pretrained/compact/refiner",
         rank=16,
         perceptual_weight=2.0,
         adversarial_weight=0.02,

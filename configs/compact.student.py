@@ -18,7 +18,7 @@ train = dict(
         _delete_=True,
         type="DistillationStage",
         steps=4,
-        teacher="pretrained/compact/refiner.safetensors",
+        teacher="pretrained/compact/refiner",
         position_range=[8, 64, 64],
     ),
     loop=dict(max_steps=500),

@@ -1,6 +1,7 @@
 """Python config files with `_base_` inheritance. The only file that knows mmengine."""
 
 import ast
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ from mmengine.config import ConfigDict
 
 from diffusion.registry import check_keys
 from diffusion.utils.errors import ConfigError
+from diffusion.utils.saved_cascade import INDEX, saved_config
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parent.parent
+OLD_FILE = "config.py"  # of a saved cascade's folder, before there was an index
 
 # Every key that may stand at the top level of a config, and what reads it.
 TOP_LEVEL = {
@@ -22,7 +27,7 @@ TOP_LEVEL = {
     "refiner": "diffusion transformer",
     "noise": "noise process",
     "conditioning": "what the refiner is told, and what it restores",
-    "cascade": "options of CascadePipeline",
+    "cascade": "options of Cascade",
     "reconstruct": "how the model is sampled, and what is taken of a clip",
     "weights": "part -> file, relative to the config's project or absolute",
     "video_list": "training videos",
@@ -51,7 +56,8 @@ MOVED: dict[str, str] = {
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Read a config file; `overrides` are "key=value" with dotted keys and Python values.
+    """Read a config file, or what a saved cascade's folder says; `overrides` are "key=value" with
+    dotted keys and Python values.
 
     Raises ConfigError for a file that is missing or does not run, for an override that cannot be
     read, for a key that has moved, and for one at the top level that nothing reads. (What is
@@ -61,14 +67,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     path = Path(path)
     if not path.is_file() and (ROOT / path).is_file():
         path = ROOT / path
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such config file; see configs/")
-    try:
-        config = _Config.fromfile(str(path), lazy_import=False)
-    except Exception as error:  # whatever the file's code raises
-        raise ConfigError(
-            f"{path}: the config does not run: {type(error).__name__}: {error}"
-        ) from error
+    config = _of_folder(path) if path.is_dir() else _of_file(path)
     for key, value in map(parse_override, overrides):
         try:
             config.merge_from_dict({key: value})
@@ -81,6 +80,31 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     check_moved(values)
     check_keys(values, TOP_LEVEL, f"config {path.name}")
     return values
+
+
+def _of_file(path: Path) -> _Config:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file; see configs/")
+    try:
+        return _Config.fromfile(str(path), lazy_import=False)
+    except Exception as error:  # whatever the file's code raises
+        raise ConfigError(
+            f"{path}: the config does not run: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _of_folder(folder: Path) -> _Config:
+    if (folder / INDEX).is_file() or not (folder / OLD_FILE).is_file():
+        return _Config(saved_config(folder))
+    log.info(
+        "%s was saved by an older version: its %s is code, and was run; save it again, by "
+        "tools/convert_checkpoint.py",
+        *(folder, OLD_FILE),
+    )
+    config = _of_file(folder / OLD_FILE)
+    # its weights lie beside it, whatever it says
+    config["weights"] = {file.stem: str(file) for file in folder.glob("*.safetensors")}
+    return config
 
 
 def check_moved(values: Mapping[str, Any], moved: Mapping[str, str] = MOVED) -> None:

@@ -6,11 +6,16 @@ convert_checkpoint.py configs/s1024.effn-f32.py -o my_cascade --variant fp16 --d
 
 import argparse
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffusion.app.options import add_config_options
 from diffusion.utils.cli import CommandParser, run_command
 from diffusion.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusion.models.network import Network
 
 logger = logging.getLogger(__name__)
 
@@ -19,9 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "input", type=Path, metavar="IN", help=".pth or .safetensors; or a config (.py)"
-    )
+    parser.add_argument("input", type=Path, metavar="IN", help=".pth or .safetensors; or a config")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="OUT", help=".safetensors; or a folder"
     )
@@ -40,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.input.suffix == ".py":
+    if args.input.suffix == ".py" or args.input.is_dir():
         convert_config(args)
     else:
         convert_file(args)
@@ -67,7 +70,13 @@ def convert_file(args: argparse.Namespace) -> None:
 
 def convert_config(args: argparse.Namespace) -> None:
     from diffusion.config import load_config
-    from diffusion.pipelines.cascade_builder import check_config, stored_networks
+    from diffusion.pipelines.cascade_builder import (
+        PARTS,
+        check_config,
+        check_weights,
+        stored_networks,
+    )
+    from diffusion.pipelines.cascade_folder import write_cascade_folder
     from diffusion.utils.devices import DTYPES
 
     if args.ema:
@@ -76,14 +85,17 @@ def convert_config(args: argparse.Namespace) -> None:
         raise UserError(f"{args.output}: what becomes of a config is a folder")
     config = load_config(args.input, args.cfg_options)
     check_config(config)
-    for name, network in stored_networks(config, args.weights):
-        if args.dtype:
-            network.to(DTYPES[args.dtype])
-        network.save_pretrained(
-            args.output / name, variant=args.variant, max_shard_size=args.max_shard_size
-        )
-        millions = network.num_parameters() / 1e6
-        logger.info("%s: %s, %.1f M parameters", args.output / name, network._get_name(), millions)
+    check_weights(config, PARTS, args.weights)
+
+    def converted() -> "Iterator[tuple[str, Network]]":
+        for name, network in stored_networks(config, args.weights):
+            yield name, network.to(DTYPES[args.dtype]) if args.dtype else network
+            millions = network.num_parameters() / 1e6
+            kind = type(network).__name__
+            logger.info("%s: %s, %.1f M parameters", args.output / name, kind, millions)
+
+    options = {"variant": args.variant, "max_shard_size": args.max_shard_size}
+    write_cascade_folder(args.output, config, converted(), **options)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ conditioning = dict(residual_std=[0.367, 0.377, 0.495, 0.614])
 # of all overlaps, 3 flickers least at the borders of windows (docs/large_videos.md)
 cascade = dict(window=8, window_overlap=3, euler_a_spacing="angle")
 weights = dict(
-    compressor="pretrained/compact/compressor.safetensors",
-    previewer="pretrained/compact/previewer.safetensors",
-    vae="pretrained/compact/vae.safetensors",
-    refiner="pretrained/compact/refiner.safetensors",
-    decoder_change="pretrained/compact/vae.restored.safetensors",
+    compressor="pretrained/compact/compressor",
+    previewer="pretrained/compact/previewer",
+    vae="pretrained/compact/vae",
+    refiner="pretrained/compact/refiner",
+    decoder_change="pretrained/compact/decoder_change",
 )
 reconstruct = dict(max_short_edge=512, num_frames=16)
 del wide, long

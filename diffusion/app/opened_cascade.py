@@ -12,7 +12,7 @@ from diffusion.app.reconstruction.clip_source import ClipSource, open_clip
 from diffusion.app.reconstruction.several_processes import sharing
 from diffusion.app.reconstruction.stage_times import Stages
 from diffusion.app.reconstruction.unfinished import UnfinishedRun, run_key
-from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.cascade import Cascade
 from diffusion.pipelines.cascade_builder import PARTS, build_cascade, weights_of
 
 S = TypeVar("S")
@@ -22,13 +22,13 @@ S = TypeVar("S")
 class OpenedCascade(Generic[S]):
     """source: the clip or the latents that a command was given; path: their file.
 
-    weights: part -> file. sampling: arguments of `CascadePipeline.restore_stream`.
+    weights: part -> file. sampling: arguments of `Cascade.restore_stream`.
     """
 
     config: Mapping[str, Any]
     path: Path
     source: S
-    pipeline: CascadePipeline
+    pipeline: Cascade
     weights: dict[str, Path]
     sampling: dict[str, Any]
     stages: Stages

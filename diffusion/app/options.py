@@ -127,7 +127,7 @@ def clip_options(args: argparse.Namespace, config: Mapping[str, Any]) -> "ClipOp
 
 
 def sampling_options(args: argparse.Namespace, config: Mapping[str, Any]) -> dict[str, int | str]:
-    """Arguments of CascadePipeline.restore; a sampler that the model cannot have is refused."""
+    """Arguments of Cascade.restore; a sampler that the model cannot have is refused."""
     from diffusion.pipelines.cascade_builder import sampling_of
 
     sampling = sampling_of(config, args.sampler, args.steps)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffusion.models.network import Network
 from diffusion.noise.samplers import draw_seed
-from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.cascade import Cascade
 from diffusion.pipelines.cascade_builder import (
     PARTS,
     assemble,
@@ -162,7 +162,7 @@ class AutoencoderCascadeV(AutoencoderMixin, Network):
         wanted = self.training or x.requires_grad
         return torch.set_grad_enabled(torch.is_grad_enabled() and wanted)
 
-    def _cascade(self) -> CascadePipeline:
+    def _cascade(self) -> Cascade:
         """Of these networks as they are now."""
         config = dict(self.config["cascade"])
         if self.use_tiling:

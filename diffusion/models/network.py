@@ -93,19 +93,27 @@ class Network(ModelMixin, ConfigMixin):
         return super().from_config(dict(config), return_unused_kwargs, **options)
 
     def save_pretrained(  # ty: ignore[incompatible-method-override]
-        self, save_directory: str | Path, **options: Any
+        self,
+        save_directory: str | Path,
+        *,
+        safe_serialization: bool = True,  # pipelines look which of these names there are
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        **options: Any,
     ) -> None:
         """Write config.json and safetensors, whole under their final names or not at all.
 
+        variant: part of the files' names. max_shard_size: of one file.
         options: diffusers' (see `ModelMixin.save_pretrained`).
         """
-        if options.setdefault("safe_serialization", True) is not True:
+        if not safe_serialization:
             raise UserError("safe_serialization=False would write a pickle; leave it out")
         folder = make_folder(save_directory)
+        options |= {"variant": variant, "max_shard_size": max_shard_size}
         options.setdefault("repo_id", folder.resolve().name)
         with disk_errors(folder), TemporaryDirectory(dir=folder, prefix=".partial.") as partial:
             super().save_pretrained(partial, **options)
-            for file in _weights_files(folder, options.get("variant")):
+            for file in _weights_files(folder, variant):
                 file.unlink()  # of an older save, which may have been in other shards
             for file in Path(partial).iterdir():
                 shutil.move(file, folder / file.name)

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from diffusion.noise.gaussian import linear_range
 from diffusion.registry import nearest
 from diffusion.utils.devices import sent
-from diffusion.utils.errors import ConfigError
+from diffusion.utils.errors import ConfigError, UserError
 
 Generators = torch.Generator | list[torch.Generator]
 Scheduler: TypeAlias = (
@@ -71,7 +71,9 @@ def build_sampler(
     if euler_a_spacing not in ("even", "angle"):
         raise ConfigError(f"euler_a_spacing {euler_a_spacing!r} is not 'even' or 'angle'")
     if prediction_type == "flow_prediction":
-        return _flow(name, num_inference_steps, num_train_timesteps)
+        sampler = _flow(name, num_train_timesteps)
+        set_steps(sampler, num_inference_steps)
+        return sampler
     first, last = linear_range(num_train_timesteps)
     process = Process(
         prediction_type=prediction_type,
@@ -80,10 +82,27 @@ def build_sampler(
         beta_start=first,
         beta_end=last,
     )
-    sampler = SAMPLERS[name](num_inference_steps, published, process)
-    if isinstance(sampler, EulerAncestralDiscreteScheduler) and euler_a_spacing == "angle":
-        _space_by_angle(sampler, num_inference_steps)
+    sampler = SAMPLERS[name](published, process)
+    set_steps(sampler, num_inference_steps, euler_a_spacing, published)
     return sampler
+
+
+def set_steps(
+    sampler: Any, steps: int, euler_a_spacing: str = "even", published: bool = False
+) -> None:
+    """Set the timesteps of a scheduler, whichever it is; see build_sampler."""
+    if isinstance(sampler, FlowMatchEulerDiscreteScheduler):  # even steps of sigma from 1 to 0
+        sampler.set_timesteps(sigmas=(np.arange(steps, 0, -1) / steps).tolist())
+        return
+    sampler.set_timesteps(steps)
+    if isinstance(sampler, EulerAncestralDiscreteScheduler):
+        # A step subtracts squares of sigmas. Cosine betas begin at a sigma of 20,000, where float32
+        # can round the difference to below zero, whose root is not a number.
+        sampler.sigmas = sampler.sigmas.double()
+        if euler_a_spacing == "angle":
+            _space_by_angle(sampler, steps)
+    if published and isinstance(sampler, DPMSolverMultistepScheduler):
+        _use_continuous_time(sampler, steps)
 
 
 def suited_sampler(prediction_type: str) -> str:
@@ -126,7 +145,7 @@ class Trajectory:
         """
         # schedulers count their steps and remember predictions
         self.sampler: Any = copy.deepcopy(sampler)  # of one interface, but in their annotations
-        if not isinstance(sampler, DDIMScheduler):  # which does not count
+        if hasattr(sampler, "set_begin_index"):  # those that count
             self.sampler.set_begin_index(0)  # or they look their first timestep up
         self.generator = generator
         self.x = noise.float()
@@ -144,6 +163,12 @@ class Trajectory:
         if isinstance(self.sampler, FlowMatchEulerDiscreteScheduler):
             return self.x  # needs no scaling
         return self.sampler.scale_model_input(self.x, self.timestep)
+
+    def replace(self, x: Tensor) -> None:
+        """Go on from this x_t (N, ...)."""
+        if x.shape != self.x.shape:
+            raise UserError(f"x_t is {tuple(self.x.shape)}; {tuple(x.shape)} cannot take its place")
+        self.x = x.to(self.x)
 
     def step(self, prediction: Tensor) -> None:
         """prediction: (N, ...), the network's answer to `model_input`."""
@@ -214,35 +239,23 @@ def frame_generators(
     return generators
 
 
-def _euler_ancestral(steps: int, published: bool, process: Process) -> Scheduler:
-    sampler = EulerAncestralDiscreteScheduler(**process)
-    sampler.set_timesteps(steps)
-    # A step subtracts squares of sigmas. Cosine betas begin at a sigma of 20,000, where float32
-    # can round the difference to below zero, whose root is not a number.
-    sampler.sigmas = sampler.sigmas.double()
-    return sampler
+def _euler_ancestral(published: bool, process: Process) -> Scheduler:
+    return EulerAncestralDiscreteScheduler(**process)
 
 
-def _euler(steps: int, published: bool, process: Process) -> Scheduler:
-    sampler = EulerDiscreteScheduler(**process)
-    sampler.set_timesteps(steps)
-    return sampler
+def _euler(published: bool, process: Process) -> Scheduler:
+    return EulerDiscreteScheduler(**process)
 
 
-def _flow(name: str, steps: int, num_train_timesteps: int) -> Scheduler:
-    """Even steps of sigma from 1 down to 0."""
+def _flow(name: str, num_train_timesteps: int) -> Scheduler:
     if name == "dpmpp":
-        sampler = DPMSolverMultistepScheduler(
+        return DPMSolverMultistepScheduler(
             num_train_timesteps=num_train_timesteps,
             prediction_type="flow_prediction",
             use_flow_sigmas=True,
             euler_at_final=True,
         )
-        sampler.set_timesteps(steps)
-        return sampler
-    sampler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=num_train_timesteps)
-    sampler.set_timesteps(sigmas=(np.arange(steps, 0, -1) / steps).tolist())
-    return sampler
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=num_train_timesteps)
 
 
 def _space_by_angle(sampler: EulerAncestralDiscreteScheduler, steps: int) -> None:
@@ -255,22 +268,16 @@ def _space_by_angle(sampler: EulerAncestralDiscreteScheduler, steps: int) -> Non
     sampler.sigmas = torch.from_numpy(np.append(np.tan(wanted), 0.0))
 
 
-def _ddim(steps: int, published: bool, process: Process) -> Scheduler:
+def _ddim(published: bool, process: Process) -> Scheduler:
     # "trailing" starts at the last timestep, whose x_t is the pure noise that sampling starts from;
     # "leading" starts earlier (Lin et al. 2023, section 3.3)
     spacing = "leading" if published else "trailing"
-    sampler = DDIMScheduler(**process, clip_sample=published, timestep_spacing=spacing)
-    sampler.set_timesteps(steps)
-    return sampler
+    return DDIMScheduler(**process, clip_sample=published, timestep_spacing=spacing)
 
 
-def _dpm_solver(steps: int, published: bool, process: Process) -> Scheduler:
+def _dpm_solver(published: bool, process: Process) -> Scheduler:
     # first order at the end, whatever the number of steps
-    sampler = DPMSolverMultistepScheduler(**process, euler_at_final=True)
-    sampler.set_timesteps(steps)
-    if published:
-        _use_continuous_time(sampler, steps)
-    return sampler
+    return DPMSolverMultistepScheduler(**process, euler_at_final=True)
 
 
 def _use_continuous_time(sampler: DPMSolverMultistepScheduler, steps: int) -> None:
@@ -287,7 +294,7 @@ def _use_continuous_time(sampler: DPMSolverMultistepScheduler, steps: int) -> No
     sampler.timesteps = torch.from_numpy(times[:-1] * num_train_timesteps - 1).float()
 
 
-SAMPLERS: Final[dict[str, Callable[[int, bool, Process], Scheduler]]] = {
+SAMPLERS: Final[dict[str, Callable[[bool, Process], Scheduler]]] = {
     "euler_a": _euler_ancestral,
     "ddim": _ddim,
     "dpmpp": _dpm_solver,

@@ -1,7 +1,8 @@
 """How a model is sampled: which sampler, in how many steps."""
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from diffusion.noise.gaussian import GaussianDiffusion
 from diffusion.noise.samplers import (
@@ -9,6 +10,7 @@ from diffusion.noise.samplers import (
     build_sampler,
     check_name,
     check_sampler,
+    set_steps,
     suited_sampler,
 )
 from diffusion.utils.errors import ConfigError
@@ -58,3 +60,30 @@ class Sampling:
             euler_a_spacing=self.euler_a_spacing,
             published=self.published,
         )
+
+
+@dataclass(frozen=True)
+class OwnScheduler:
+    """In place of a Sampling: a scheduler of diffusers that somebody brought, as it is."""
+
+    own: Any
+
+    @classmethod
+    def of(
+        cls, scheduler: Any, steps: int, euler_a_spacing: str, published: bool
+    ) -> "OwnScheduler":
+        """A copy of it, with its timesteps set."""
+        own = deepcopy(scheduler)
+        trained = own.config.get("num_train_timesteps", steps)
+        if not 1 <= steps <= trained:
+            raise ConfigError(f"{steps} sampling steps asked for; use 1 to {trained}")
+        set_steps(own, steps, euler_a_spacing, published)
+        return cls(own)
+
+    @property
+    def steps(self) -> int:
+        """Calls of the network: some schedulers make two for a step."""
+        return len(self.own.timesteps)
+
+    def scheduler(self, noise: GaussianDiffusion) -> Any:
+        return self.own

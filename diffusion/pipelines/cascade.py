@@ -23,7 +23,7 @@ from diffusion.utils.compute import Compute
 from diffusion.utils.errors import UserError
 
 
-class CascadePipeline:
+class Cascade:
     """Encodes a video to semantic latents and restores it from them.
 
     Videos are (B, 3, F, H, W) in [-1, 1] of any size and length, semantic latents (B, 16, F, h, w)
@@ -96,7 +96,7 @@ class CascadePipeline:
     def refiner(self) -> nn.Module:
         return self.networks.require("refiner")
 
-    def with_conditioning(self, conditioning: Conditioning) -> "CascadePipeline":
+    def with_conditioning(self, conditioning: Conditioning) -> "Cascade":
         """The same networks, of which the refiner is told otherwise what to restore."""
         other = copy(self)
         other._restorer = replace(self.restorer, conditioning=conditioning)

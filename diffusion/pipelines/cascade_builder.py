@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusion.config import dump_config, load_config, resolve
+from diffusion.config import resolve
 from diffusion.models import MODELS
 from diffusion.models.low_rank import apply_low_rank, read_low_rank
 from diffusion.models.network import Network
@@ -18,11 +18,10 @@ from diffusion.models.weights import (
     load_as_stored,
     load_weights,
     read_state_dict,
-    save_weights_together,
 )
 from diffusion.noise.gaussian import GaussianDiffusion
 from diffusion.noise.sampling import Sampling
-from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.cascade import Cascade
 from diffusion.pipelines.conditioning import Conditioning
 from diffusion.pipelines.cut_options import TileSizes, Windows
 from diffusion.pipelines.networks import Networks
@@ -37,7 +36,7 @@ from diffusion.registry import (
 )
 from diffusion.utils.compute import Compute
 from diffusion.utils.errors import ConfigError, WeightsError
-from diffusion.utils.files import finish_replacing, make_folder, replacing
+from diffusion.utils.files import finish_replacing
 from diffusion.utils.progress import track
 
 PARTS = ("compressor", "previewer", "vae", "refiner")
@@ -122,10 +121,10 @@ def build_part(config: Mapping[str, Any], name: str) -> nn.Module:
 def weights_of(config: Mapping[str, Any], override: str | Path | None = None) -> dict[str, Path]:
     """Part -> file or folder of its weights.
 
-    override: a folder (of a training or of `save_cascade`) whose <part>.safetensors replace the
-        config's, or one file, which is the refiner's. A change holds for the file that it was
-        learnt from: it goes when that part is replaced. None in a config is no file: with
-        `weights.vae` of your own, set `weights.decoder_change=None`.
+    override: a folder (of a training or of a whole cascade) whose <part>.safetensors, or folders
+        <part>, replace the config's, or one file, which is the refiner's. A change holds for the
+        file that it was learnt from: it goes when that part is replaced. None in a config is no
+        file: with `weights.vae` of your own, set `weights.decoder_change=None`.
     """
     weights = config.get("weights", {})
     paths = {name: resolve(path) for name, path in weights.items() if path is not None}
@@ -137,8 +136,8 @@ def weights_of(config: Mapping[str, Any], override: str | Path | None = None) ->
     if not override.is_dir():
         raise WeightsError(f"{override}: no such file or folder of weights")
     finish_replacing(override)
-    found = {name: override / f"{name}.safetensors" for name in WEIGHTS}
-    found = {name: path for name, path in found.items() if path.is_file()}
+    places = [(name, override / f"{name}{end}") for name in WEIGHTS for end in ("", ".safetensors")]
+    found = {name: path for name, path in places if path.exists()}
     if not found:
         raise WeightsError(
             f"{override}: holds none of {', '.join(f'{n}.safetensors' for n in WEIGHTS)}"
@@ -208,7 +207,7 @@ def sampling_of(
 
 
 def pipeline_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of CascadePipeline that are options of a config."""
+    """The arguments of Cascade that are options of a config."""
     cascade = config.get("cascade", {})
     cut = {"windows": Windows, "tiles": TileSizes}
     keys = {name: list(keyword_parameters(target)) for name, target in cut.items()}
@@ -242,7 +241,7 @@ def build_cascade(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     only: tuple[str, ...] = PARTS,
-) -> CascadePipeline:
+) -> Cascade:
     """The pipeline that a config describes, with its weights (see `weights_of` for `weights`).
 
     only: the parts that will be used; the others are not loaded. Without the refiner there is
@@ -260,13 +259,13 @@ def assemble(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     live: bool = False,
-) -> CascadePipeline:
+) -> Cascade:
     """The pipeline around networks that are at hand already, and stay as they are.
 
-    live: see CascadePipeline.
+    live: see Cascade.
     """
     networks = Networks(**{name: parts.get(name) for name in PARTS})
-    return CascadePipeline(
+    return Cascade(
         networks,
         noise=build_noise(config),
         conditioning=build_conditioning(config, networks.compressor, networks.vae),
@@ -275,41 +274,3 @@ def assemble(
         dtype=dtype,
         live=live,
     )
-
-
-def save_cascade(pipeline: CascadePipeline, config: Mapping[str, Any], folder: str | Path) -> None:
-    """Write config.py and <part>.safetensors, from which `load_cascade` builds it again.
-
-    Of a pipeline that was built without some parts, those that it has.
-    """
-    folder = make_folder(folder)
-    parts = {name: getattr(pipeline.networks, name) for name in PARTS}
-    files = {
-        f"{name}.safetensors": (part, {"part": name})
-        for name, part in parts.items()
-        if part is not None
-    }
-    save_weights_together(folder, files)
-    with replacing(folder / "config.py") as partial:
-        partial.write_text(dump_config(config))
-
-
-def load_cascade(
-    folder: str | Path,
-    *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    only: tuple[str, ...] | None = None,
-) -> CascadePipeline:
-    """A pipeline that `save_cascade` wrote. Its config.py is code: load only what you trust.
-
-    only: see build_cascade; by default all parts that were saved, and never others.
-    """
-    config = load_config(Path(folder) / "config.py")
-    saved = tuple(name for name in PARTS if (Path(folder) / f"{name}.safetensors").is_file())
-    for name in only or ():
-        if name not in saved:
-            raise WeightsError(
-                f"{folder}: holds no {name}.safetensors; that cascade was built without its {name}"
-            )
-    return build_cascade(config, weights=folder, device=device, dtype=dtype, only=only or saved)

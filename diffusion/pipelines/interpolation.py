@@ -6,7 +6,7 @@ from itertools import tee
 import torch
 from torch import Tensor
 
-from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.cascade import Cascade
 from diffusion.pipelines.padding import pad_reflect
 
 
@@ -34,9 +34,9 @@ def stretch(pieces: Iterable[Tensor], factor: int) -> Iterator[Tensor]:
 
 
 def stretched_pieces(
-    pipeline: CascadePipeline, videos: Iterable[Tensor], factor: int
+    pipeline: Cascade, videos: Iterable[Tensor], factor: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Known frames (B, 3, f, H, W) -> what `CascadePipeline.restore_stream` makes more of.
+    """Known frames (B, 3, f, H, W) -> what `Cascade.restore_stream` makes more of.
 
     Blends of semantic latents, and for refiners that build on a preview, of the frames themselves:
     a cross-fade at its full sharpness, where the latents' preview would be soft.

@@ -1,6 +1,6 @@
 """Semantic latents -> VAE latents: the refiner's sampler, over windows of a clip."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from einops import rearrange
@@ -54,7 +54,7 @@ class Restorer:
     windows: Windows
 
     def stream(self, pieces: Iterable[Piece], num_frames: int, run: Run) -> Iterator[Tensor]:
-        """See `CascadePipeline.restore_stream`."""
+        """See `Cascade.restore_stream`."""
         device, group = self.networks.device, self.networks.group
         scheduler = run.sampling.scheduler(self.noise)
         timesteps = self.networks.sent(scheduler.timesteps)
@@ -121,14 +121,13 @@ class Restorer:
             yield NoisySegment(start, stop, (condition,), trajectory)
 
 
-def telling(on_step: OnStep | None, total: int) -> Callable[[SamplerStep], None]:
+def telling(on_step: OnStep | None, total: int) -> OnStep:
     """An observer that shows progress, see `track`, and tells the given one."""
     ticks = iter(track(range(total)))
     next(ticks, None)  # the display begins now, and ends with the last step
 
-    def tell(step: SamplerStep) -> None:
+    def tell(step: SamplerStep) -> Tensor | None:
         next(ticks, None)
-        if on_step is not None:
-            on_step(step)
+        return None if on_step is None else on_step(step)
 
     return tell

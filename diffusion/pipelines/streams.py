@@ -54,6 +54,10 @@ class NoisySegment(Segment):
         self.trajectory.step(rearrange(prediction, "b c f h w -> (b f) c h w"))
         return self
 
+    def replace(self, x: Tensor) -> None:
+        """x: (B, C, f, h, w), from which to go on."""
+        self.trajectory.replace(rearrange(x, "b c f h w -> (b f) c h w"))
+
     @property
     def x(self) -> Tensor:
         """(B, C, f, h, w)."""
@@ -127,7 +131,8 @@ class SamplerStep(NamedTuple):
 
     index: of the step, from 0 to count - 1; after the last one x is what was sampled.
     frames: of the clip, of which each is in one of these per step.
-    x: (B, C, f, h, w) of these frames, x_t after the step, on the device. Not to be changed.
+    x: (B, C, f, h, w) of these frames, x_t after the step, on the device. Not to be changed; what
+        the observer returns, if anything, takes its place.
     """
 
     index: int
@@ -136,7 +141,7 @@ class SamplerStep(NamedTuple):
     x: Tensor
 
 
-OnStep = Callable[[SamplerStep], object]
+OnStep = Callable[[SamplerStep], Tensor | None]
 
 
 def denoise_stream(
@@ -163,7 +168,9 @@ def denoise_stream(
                 for done, prediction in stream.push(noisy):
                     stepped.append(done.step(prediction))
                     frames = range(done.start, done.stop)
-                    on_step(SamplerStep(index, len(streams), frames, done.x))
+                    changed = on_step(SamplerStep(index, len(streams), frames, done.x))
+                    if changed is not None:
+                        done.replace(changed)
             ready = stepped
         yield from ready
 

@@ -35,7 +35,7 @@ class TiledNetworks:
     """Videos are (B, 3, F, H, W) in [-1, 1], and latents (B, C, F, h, w), on any device.
 
     networks: stay as they are; see `for_inference`.
-    live: the networks themselves, which may learn and move; see CascadePipeline.
+    live: the networks themselves, which may learn and move; see Cascade.
     dtype: of the refiner's arithmetic, all of it. The others keep float32 weights and run under
         autocast, because their last layers are what the eye sees.
     """

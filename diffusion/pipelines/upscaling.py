@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
-from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.cascade import Cascade
 from diffusion.pipelines.padding import pad_reflect
 from diffusion.utils.errors import ConfigError
 
@@ -21,7 +21,7 @@ CONDITIONS: Final = ("enlarged", "compressor", "vae")
 
 
 class Upscaler:
-    """Videos (B, 3, F, H, W) -> what `CascadePipeline.restore_stream` makes larger ones of.
+    """Videos (B, 3, F, H, W) -> what `Cascade.restore_stream` makes larger ones of.
 
     scale: of height and width.
     condition: what the refiner sees. "enlarged": the semantic latents of the video enlarged
@@ -32,7 +32,7 @@ class Upscaler:
     pipeline: the given one's networks, told to restore from these; the given one is not changed.
     """
 
-    def __init__(self, pipeline: CascadePipeline, scale: int, condition: str = "enlarged"):
+    def __init__(self, pipeline: Cascade, scale: int, condition: str = "enlarged"):
         if condition not in CONDITIONS:
             raise ConfigError(f"condition {condition!r} is not one of {', '.join(CONDITIONS)}")
         self.scale, self.condition = scale, condition

@@ -9,7 +9,7 @@ from pretend_cuda import PretendCuda, pretend_cuda
 from torch import Tensor
 
 from diffusion.config import load_config
-from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.cascade import Cascade
 from diffusion.pipelines.interpolation import stretched_length, stretched_pieces
 from diffusion.pipelines.upscaling import Upscaler
 
@@ -33,10 +33,10 @@ def device() -> Iterator[PretendCuda]:
 
 
 @pytest.fixture
-def cascade(tiny_config) -> Callable[..., CascadePipeline]:
+def cascade(tiny_config) -> Callable[..., Cascade]:
     """(place, *overrides of the config) -> the same cascade there."""
 
-    def build(place: str, *overrides: str, dtype: torch.dtype = torch.float32) -> CascadePipeline:
+    def build(place: str, *overrides: str, dtype: torch.dtype = torch.float32) -> Cascade:
         config = load_config(tiny_config, overrides)
         return tiny.assemble(config, tiny.random_parts(config), device=place, dtype=dtype)
 

@@ -11,7 +11,7 @@ from diffusion.app.gpu_check.published_checks import CONFIG, NO_WEIGHTS, SMALL
 from diffusion.app.training.dry_run import build_stage
 from diffusion.config import load_config
 from diffusion.data.training.batch import Batch
-from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.cascade import Cascade
 from diffusion.pipelines.cascade_builder import PARTS, assemble, build_part
 from diffusion.training.draws import Draws
 
@@ -31,8 +31,8 @@ def networks() -> dict[str, nn.Module]:
 
 
 @pytest.fixture
-def cascade(networks) -> Callable[..., CascadePipeline]:
-    def build(place: str, dtype: torch.dtype = torch.float32) -> CascadePipeline:
+def cascade(networks) -> Callable[..., Cascade]:
+    def build(place: str, dtype: torch.dtype = torch.float32) -> Cascade:
         return assemble(load_config(CONFIG, SMALL), networks, device=place, dtype=dtype)
 
     return build

@@ -20,7 +20,7 @@ from diffusion.models import (
 from diffusion.noise.gaussian import GaussianDiffusion
 from diffusion.noise.samplers import build_sampler
 from diffusion.noise.sampling import Sampling
-from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.cascade import Cascade
 from diffusion.pipelines.conditioning import Conditioning
 from diffusion.pipelines.cut_options import TileSizes, Windows
 from diffusion.pipelines.networks import Networks
@@ -34,7 +34,7 @@ EULER_NOISE = "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_te
 
 
 @pytest.fixture(scope="module")
-def published() -> tuple[dict, dict[str, torch.Tensor], CascadePipeline]:
+def published() -> tuple[dict, dict[str, torch.Tensor], Cascade]:
     meta, t = golden_data.load("e2e_eulera")
     entries = meta["weights"]
     parts = {
@@ -45,7 +45,7 @@ def published() -> tuple[dict, dict[str, torch.Tensor], CascadePipeline]:
     for module, entry in parts.values():
         module.load_state_dict(golden_data.case_weights(entry))
     refiner = build_dit(meta | {"weights": entries["dit"]})
-    pipeline = CascadePipeline(
+    pipeline = Cascade(
         Networks(refiner=refiner, **{name: module for name, (module, _) in parts.items()}),
         noise=GaussianDiffusion(learned_variance=True),
         conditioning=Conditioning(upsampling=4, scale=meta["scale_factor"]),
@@ -125,14 +125,14 @@ def tiny_networks() -> Networks:
     return Networks(*map(randomise, parts))
 
 
-def tiny_cascade(networks: Networks | None = None, **options) -> CascadePipeline:
-    """options: arguments of CascadePipeline, or the windows' and tiles' own."""
+def tiny_cascade(networks: Networks | None = None, **options) -> Cascade:
+    """options: arguments of Cascade, or the windows' and tiles' own."""
     cuts: dict[str, dict] = {"windows": {"window": 4, "window_overlap": 2}, "tiles": {}}
     for name, kind in (("windows", Windows), ("tiles", TileSizes)):
         cuts[name] |= {f.name: options[f.name] for f in fields(kind) if f.name in options}
     published = options.pop("published", False)
     options = {k: v for k, v in options.items() if not any(k in cut for cut in cuts.values())}
-    return CascadePipeline(
+    return Cascade(
         networks or tiny_networks(),
         windows=Windows(**cuts["windows"]),
         tiles=TileSizes(**cuts["tiles"]),

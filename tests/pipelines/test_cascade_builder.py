@@ -1,16 +1,13 @@
 import re
 
 import pytest
-import tiny
 import torch
 
 from diffusion.config import load_config
 from diffusion.pipelines.cascade_builder import (
     PARTS,
     build_cascade,
-    load_cascade,
     sampling_of,
-    save_cascade,
     weights_of,
 )
 from diffusion.utils.errors import ConfigError, UserError, WeightsError
@@ -19,25 +16,6 @@ from diffusion.utils.errors import ConfigError, UserError, WeightsError
 @pytest.fixture(scope="module")
 def config(tiny_config):
     return load_config(tiny_config)
-
-
-def test_a_saved_cascade_gives_the_same_result(config, tmp_path):
-    pipeline = tiny.random_cascade(config)
-    save_cascade(pipeline, config, tmp_path / "saved")
-    loaded = load_cascade(tmp_path / "saved")
-    video = torch.rand(1, 3, 3, 40, 36) * 2 - 1
-    wanted = pipeline.reconstruct(video, steps=2)
-    assert wanted.shape == video.shape
-    assert torch.equal(loaded.reconstruct(video, steps=2), wanted)
-    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == sorted(
-        ["config.py", *(f"{name}.safetensors" for name in PARTS)]
-    )
-
-
-def test_a_saved_cascade_can_be_moved(config, tmp_path):
-    save_cascade(tiny.random_cascade(config), config, tmp_path / "saved")
-    (tmp_path / "saved").rename(tmp_path / "moved")
-    load_cascade(tmp_path / "moved")
 
 
 def test_which_weights(config, tiny_config, tmp_path):
@@ -70,6 +48,9 @@ def test_which_weights(config, tiny_config, tmp_path):
     without = load_config(tiny_config, ["weights.decoder_change=None"])
     assert weights_of(without) == own
 
+    (tmp_path / "compressor").mkdir()  # as diffusers has them
+    assert weights_of(config, tmp_path)["compressor"] == tmp_path / "compressor"
+
     (tmp_path / "empty").mkdir()
     with pytest.raises(WeightsError, match=r"empty: holds none of compressor\.safetensors"):
         weights_of(config, tmp_path / "empty")
@@ -96,28 +77,6 @@ def test_precision_is_the_refiners_alone(config):
     assert {p.dtype for p in pipeline.vae.parameters()} == {torch.float32}
     video = torch.rand(1, 3, 1, 32, 32)
     assert pipeline.reconstruct(video, steps=1).dtype == torch.float32
-
-
-def test_a_part_of_a_cascade_can_be_saved(config, tiny_config, tmp_path):
-    """For those who encode alone: nothing else is saved, and nothing else comes from elsewhere."""
-    encoder = build_cascade(config, only=("compressor", "previewer"))
-    save_cascade(encoder, config, tmp_path / "saved")
-    files = {path.name for path in (tmp_path / "saved").iterdir()}
-    assert files == {"config.py", "compressor.safetensors", "previewer.safetensors"}
-
-    loaded = load_cascade(tmp_path / "saved")
-    video = torch.rand(1, 3, 2, 40, 36) * 2 - 1
-    latents = encoder.encode(video)
-    assert torch.equal(loaded.encode(video), latents)
-    assert torch.equal(loaded.preview(latents), encoder.preview(latents))
-    with pytest.raises(UserError, match="built without its compressor or VAE"):
-        loaded.decode(latents)
-    with pytest.raises(WeightsError, match=r"holds no vae\.safetensors; .* without its vae"):
-        load_cascade(tmp_path / "saved", only=("compressor", "vae"))
-    (tmp_path / "saved" / "compressor.safetensors").unlink()
-    (tmp_path / "saved" / "previewer.safetensors").unlink()
-    with pytest.raises(WeightsError, match="holds none of compressor"):
-        load_cascade(tmp_path / "saved")
 
 
 def test_the_config_says_how_its_model_is_sampled(config, tiny_config):

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusion.app.benchmarking.speed_variants import compare_variants, variants_of
 from diffusion.models.grid_attention import GridAttention, attention_backend
 from diffusion.models.weights import load_weights
-from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.cascade import Cascade
 from diffusion.pipelines.cascade_builder import PARTS, assemble, build_part, weights_of
 from diffusion.pipelines.padding import round_up
 from diffusion.utils.devices import DTYPE_NAMES
@@ -132,7 +132,7 @@ def load_or_draw(
 
 
 def measure_stages(
-    pipeline: CascadePipeline, workload: Workload, timer: Timer, compare_steps: Sequence[int] = ()
+    pipeline: Cascade, workload: Workload, timer: Timer, compare_steps: Sequence[int] = ()
 ) -> dict[str, Any]:
     """`stages`: time and memory of each, on a random video and on what the one before gave.
 
@@ -168,7 +168,7 @@ def measure_stages(
 
 
 def refiner_size(
-    config: Mapping[str, Any], pipeline: CascadePipeline, workload: Workload
+    config: Mapping[str, Any], pipeline: Cascade, workload: Workload
 ) -> tuple[int, int, int]:
     """(F, H, W) of the latents in one forward: the clip, or the window and tile that it is cut to.
 

@@ -21,7 +21,7 @@ from diffusion.app.reconstruction.result_files import (
 from diffusion.app.reconstruction.stage_times import Stages
 from diffusion.app.reconstruction.unfinished import UnfinishedRun
 from diffusion.data.transforms import to_uint8
-from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.cascade import Cascade
 from diffusion.pipelines.interpolation import repeat, stretch, stretched_length, stretched_pieces
 from diffusion.pipelines.upscaling import Upscaler, enlarge, reduce
 from diffusion.utils.devices import sent
@@ -38,13 +38,13 @@ ORIGINAL, RESULT = "original", "cascade"
 class Enlargement:
     """What the cascade makes a larger or smoother video of, and what that is compared with.
 
-    pieces: condition and preview, for `CascadePipeline.restore_stream` of `pipeline`.
+    pieces: condition and preview, for `Cascade.restore_stream` of `pipeline`.
     size: height and width of the result.
     columns: name -> videos (3, f, H, W) of other means, the original first where it is known.
     every: each of so many frames was given, and the others are new; 1: all are new.
     """
 
-    pipeline: CascadePipeline
+    pipeline: Cascade
     pieces: Iterator[tuple[Tensor, Tensor]]
     size: tuple[int, int]
     num_frames: int

@@ -11,7 +11,7 @@ from diffusion.app.reconstruction.stage_times import Stages
 from diffusion.app.reconstruction.unfinished import UnfinishedRun
 from diffusion.data.latents import LatentsInfo, LatentsReader
 from diffusion.data.transforms import resize
-from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.cascade import Cascade
 from diffusion.pipelines.padding import round_up
 from diffusion.utils.devices import sent
 from diffusion.utils.errors import UserError
@@ -21,7 +21,7 @@ CHUNK = 8  # frames that are read and encoded at a time
 
 
 def latents_info(
-    pipeline: CascadePipeline, clip: ClipSource, model: str
+    pipeline: Cascade, clip: ClipSource, model: str
 ) -> tuple[LatentsInfo, tuple[int, ...]]:
     """What decoding the clip's latents needs to know, and their shape (1, C, F, h, w)."""
     step, sides = pipeline.compressor.spatial_compression, (clip.height, clip.width)
@@ -43,7 +43,7 @@ def open_latents_of(path: str | Path, config: Mapping[str, Any]) -> LatentsReade
     return reader
 
 
-def check_latents(reader: LatentsReader, pipeline: CascadePipeline) -> None:
+def check_latents(reader: LatentsReader, pipeline: Cascade) -> None:
     """Refuse latents, or a header, that do not fit the networks."""
     path, padding = reader.path, reader.info.padding
     channels, step = pipeline.compressor.latent_channels, pipeline.compressor.spatial_compression
@@ -59,7 +59,7 @@ def without_padding(video: Tensor, info: LatentsInfo) -> Tensor:
     return video[0, ..., :height, :width]
 
 
-def full_size_preview(pipeline: CascadePipeline, preview: Tensor, info: LatentsInfo) -> Tensor:
+def full_size_preview(pipeline: Cascade, preview: Tensor, info: LatentsInfo) -> Tensor:
     """(1, 3, F, H', W') of the previewer, enlarged where it is smaller than the video."""
     factor = pipeline.compressor.spatial_compression // pipeline.previewer.upscaling
     height, width = (factor * side for side in preview.shape[-2:])
@@ -67,7 +67,7 @@ def full_size_preview(pipeline: CascadePipeline, preview: Tensor, info: LatentsI
 
 
 def encode_chunks(
-    pipeline: CascadePipeline, clip: ClipSource, stages: Stages, overlap: Overlap
+    pipeline: Cascade, clip: ClipSource, stages: Stages, overlap: Overlap
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Videos (3, f, H, W), and their semantic latents (1, C, f, h, w) as a latents file has them.
 
@@ -81,7 +81,7 @@ def encode_chunks(
 
 
 def decode_pieces(
-    pipeline: CascadePipeline,
+    pipeline: Cascade,
     pieces: Iterable[tuple[Tensor, Tensor | None]],
     size: tuple[int, int],
     num_frames: int,

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
-from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.cascade import Cascade
 
 
 @contextmanager
-def sharing(pipeline: CascadePipeline) -> Iterator[bool]:
+def sharing(pipeline: Cascade) -> Iterator[bool]:
     """Within the block, the pipeline shares its work with the others; whether this is the first."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True

@@ -17,7 +17,7 @@ from diffusion.data.training.batch import seeded
 from diffusion.data.training.latent_folder import LatentFolder, clip_name
 from diffusion.data.training.segments import places, read_segment, shrink
 from diffusion.data.video_list import list_videos
-from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.cascade import Cascade
 from diffusion.pipelines.cascade_builder import build_cascade, weights_of
 from diffusion.pipelines.interpolation import stretched_pieces
 from diffusion.pipelines.upscaling import enlarge, reduce
@@ -109,7 +109,7 @@ def prepare_latents(
 
 
 def encode(
-    pipeline: CascadePipeline, video: torch.Tensor, condition: str = "own"
+    pipeline: Cascade, video: torch.Tensor, condition: str = "own"
 ) -> dict[str, torch.Tensor]:
     """(1, 3, F, H, W) -> what LatentBatch holds of one clip: (C, F, h, w) by name.
 
@@ -133,7 +133,7 @@ def encode(
 
 
 def made_with(
-    config: Mapping[str, Any], weights: str | Path | None, what: Segments, pipeline: CascadePipeline
+    config: Mapping[str, Any], weights: str | Path | None, what: Segments, pipeline: Cascade
 ) -> dict[str, str]:
     """All that latents depend on but the videos.
 
@@ -152,7 +152,7 @@ def made_with(
     }
 
 
-def number_format(pipeline: CascadePipeline) -> str:
+def number_format(pipeline: Cascade) -> str:
     """What the networks computed in, as --dtype has it."""
     uses_tf32 = pipeline.device.type == "cuda" and pipeline.compute.tf32
     rounded = pipeline.dtype == torch.float32 and uses_tf32

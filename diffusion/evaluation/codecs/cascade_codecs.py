@@ -68,7 +68,7 @@ class CascadeCodec(Codec):
         return [getattr(self.pipeline, name) for name in self.parts]
 
     def _sampling(self) -> dict[str, Any]:
-        """Arguments of CascadePipeline.decode: as the config's model is meant to be sampled."""
+        """Arguments of Cascade.decode: as the config's model is meant to be sampled."""
         options = self.options
         sampling = sampling_of(self.config, options.sampler, options.steps)
         return {"steps": sampling.steps, "sampler": sampling.sampler, "seed": options.seed}

@@ -18,7 +18,7 @@ from diffusion.evaluation.codecs.codec import (
     restored,
     store,
 )
-from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.cascade import Cascade
 from diffusion.pipelines.interpolation import (
     repeat,
     stretch,
@@ -39,7 +39,7 @@ class EnlargingCodec(CascadeCodec):
 
     def _restore(
         self,
-        pipeline: CascadePipeline,
+        pipeline: Cascade,
         pieces: Iterable[tuple[Tensor, Tensor]],
         num_frames: int,
     ) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusion.pipelines.cascade import CascadePipeline
+from diffusion.pipelines.cascade import Cascade
 from diffusion.pipelines.cascade_builder import assemble, build_part, load_parts, sampling_of
 from diffusion.utils.errors import ConfigError
 
@@ -23,7 +23,7 @@ class FrozenNetworks:
     def __init__(self, config: Mapping[str, Any], *, random: bool = False):
         self.config, self.random = config, random
         self._loaded: dict[str, nn.Module] = {}
-        self._pipeline: CascadePipeline | None = None
+        self._pipeline: Cascade | None = None
 
     def fresh(self, name: str) -> nn.Module:
         """A copy of its own, to be trained on, without the changes that the cascade makes."""
@@ -60,7 +60,7 @@ class FrozenNetworks:
                     f"has {getattr(sampling, name)!r}; set reconstruct.{name}={value!r}"
                 )
 
-    def pipeline(self, device: torch.device, *more: str) -> CascadePipeline:
+    def pipeline(self, device: torch.device, *more: str) -> Cascade:
         """The pipeline of frozen networks alone, in the precision of the training step.
 
         more: names of those that it shall have beside autoencoders.
@@ -77,7 +77,7 @@ class FrozenNetworks:
         parts: Mapping[str, nn.Module],
         device: torch.device,
         dtype: torch.dtype = torch.float32,
-    ) -> CascadePipeline:
+    ) -> Cascade:
         """The pipeline of the config around `parts` and the others that it needs."""
         uses_base = self.config.get("conditioning", {}).get("residual_std") is not None
         names = {"compressor", "vae", *(["previewer"] if uses_base else [])} - parts.keys()
