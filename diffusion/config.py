@@ -129,9 +129,9 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), value
 
 
-def dump_config(config: ConfigDict) -> str:
+def dump_config(config: Mapping[str, Any]) -> str:
     """The config as Python source that load_config reads back to the same values."""
-    return _Config(config).pretty_text
+    return _Config(dict(config)).pretty_text
 
 
 def resolve(path: str | Path) -> Path:

@@ -168,6 +168,10 @@ def test_training_refuses_what_reconstruction_refuses(option, said):
         ("refiner.num_heads=5", "refiner: hidden size 288 does not divide into 5 heads"),
         ("refiner.hidden_size=50", "refiner: hidden size 50 cannot hold sine-cosine positions"),
         ("refiner.depth=0", "refiner.depth=0 must be"),
+        (
+            "vae={'type':'Previewer'}",
+            "vae.type='Previewer' is no network .* VideoVAE",
+        ),
         ("refiner.mlp_ratio=0.001", "refiner: mlp_ratio=0.001 leaves no channels of 288"),
         ("refiner.attention=flash", "refiner.attention='flash' must be 'auto', 'sdpa',"),
         ("refiner.position_interpolation=0", "must be a number above 0"),

@@ -142,8 +142,9 @@ def _expanded(path: Path) -> Iterator[Path]:
 
 def is_frame_folder(names: Iterable[str]) -> bool:
     """Whether these are one clip's frames: names that differ by a number, in equal steps."""
-    parts = [re.fullmatch(r"(.*?)(\d+)(\.\w+)", name) for name in names]
-    if len(parts) < 2 or not all(parts):
+    matches = [re.fullmatch(r"(.*?)(\d+)(\.\w+)", name) for name in names]
+    parts = [match for match in matches if match is not None]
+    if not 2 <= len(parts) == len(matches):
         return False
     numbers = sorted(int(part[2]) for part in parts)
     steps = {after - before for before, after in pairwise(numbers)}

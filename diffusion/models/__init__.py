@@ -2,12 +2,13 @@
 
 from diffusion.models.compact import CompactCompressor, CompactPreviewer, CompactVAE
 from diffusion.models.dit import VideoDiT
+from diffusion.models.network import Network
 from diffusion.models.previewer import Previewer
 from diffusion.models.semantic_compressor import SemanticCompressor
 from diffusion.models.video_vae import VideoVAE
 from diffusion.registry import Registry
 
-MODELS = Registry(
+MODELS: Registry[Network] = Registry(
     "model",
     [
         CompactCompressor,

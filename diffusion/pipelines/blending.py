@@ -4,11 +4,11 @@ Inside each step of a sampler this blends predictions, not finished results: spa
 meet. Time, of which not all is there at once, is blended in streams.py.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, islice, product
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -84,7 +84,7 @@ class Tiles(NamedTuple):
     columns: Spans
 
     @property
-    def regions(self) -> list[tuple]:
+    def regions(self) -> list[tuple[Any, ...]]:
         return [(..., *sides) for sides in product(self.rows.slices, self.columns.slices)]
 
     @property
@@ -176,16 +176,16 @@ def apply_in_tiles(
     return [_blend_tiles(results, tiles_out) for _ in units]
 
 
-def _blend_tiles(results: Iterable[Tensor], tiles: Tiles) -> Tensor:
+def _blend_tiles(results: Iterator[Tensor], tiles: Tiles) -> Tensor:
     """Takes as many results as there are tiles."""
-    out = None
-    # the results last, or zip would take one too many
-    for region, weights, part in zip(tiles.regions, tiles.weights, results, strict=False):
-        if out is None:
-            size = (*part.shape[:-2], tiles.rows.length, tiles.columns.length)
-            out = part.new_zeros(size, dtype=torch.float32)
+    pairs = list(zip(tiles.regions, tiles.weights, strict=True))
+    parts = islice(results, len(pairs))
+    first = next(parts)
+    size = (*first.shape[:-2], tiles.rows.length, tiles.columns.length)
+    out = first.new_zeros(size, dtype=torch.float32)
+    for (region, weights), part in zip(pairs, chain([first], parts), strict=True):
         out[region] += weights * part
-    return out.to(part.dtype)
+    return out.to(first.dtype)
 
 
 def _published_starts(length: int, window: int, step: int) -> list[int]:

@@ -8,8 +8,11 @@ from copy import copy
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from diffusion.models.autoencoder import Autoencoder
+from diffusion.models.dit import VideoDiT
+from diffusion.models.interfaces import Compressor, PreviewDecoder
 from diffusion.noise.gaussian import GaussianDiffusion
 from diffusion.noise.sampling import Sampling
 from diffusion.pipelines.blending import Spans
@@ -81,19 +84,19 @@ class Cascade:
         return self.restorer.conditioning
 
     @property
-    def compressor(self) -> nn.Module:
+    def compressor(self) -> Compressor:
         return self.networks.require("compressor")
 
     @property
-    def previewer(self) -> nn.Module:
+    def previewer(self) -> PreviewDecoder:
         return self.networks.require("previewer")
 
     @property
-    def vae(self) -> nn.Module:
+    def vae(self) -> Autoencoder:
         return self.networks.require("vae")
 
     @property
-    def refiner(self) -> nn.Module:
+    def refiner(self) -> VideoDiT:
         return self.networks.require("refiner")
 
     def with_conditioning(self, conditioning: Conditioning) -> "Cascade":

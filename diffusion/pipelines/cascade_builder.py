@@ -4,13 +4,16 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
 
 from diffusion.config import resolve
 from diffusion.models import MODELS
+from diffusion.models.autoencoder import Autoencoder
+from diffusion.models.dit import VideoDiT
+from diffusion.models.interfaces import Compressor, PreviewDecoder
 from diffusion.models.low_rank import apply_low_rank, read_low_rank
 from diffusion.models.network import Network
 from diffusion.models.weights import (
@@ -40,6 +43,13 @@ from diffusion.utils.files import finish_replacing
 from diffusion.utils.progress import track
 
 PARTS = ("compressor", "previewer", "vae", "refiner")
+# What each must be.
+INTERFACES: dict[str, type[Network]] = {
+    "compressor": Compressor,
+    "previewer": PreviewDecoder,
+    "vae": Autoencoder,
+    "refiner": VideoDiT,
+}
 # Low-rank changes (see LowRank), and what of a cascade each one changes.
 CHANGES = {"refiner_change": "refiner", "decoder_change": "vae.decoder"}
 WEIGHTS = (*PARTS, *CHANGES)  # which have files
@@ -82,7 +92,14 @@ def check_config(config: Mapping[str, Any]) -> None:
     read_value(config["model_id"], str, "model_id")
     for name in PARTS:
         if name in config:
-            check_options(*split_type(MODELS, config[name], name), name)
+            network, options = split_type(MODELS, config[name], name)
+            if not issubclass(network, INTERFACES[name]):
+                right = [n for n, c in MODELS.classes.items() if issubclass(c, INTERFACES[name])]
+                raise ConfigError(
+                    f"{name}.type={network.__name__!r} is no network for this; use "
+                    f"{' or '.join(right)}"
+                )
+            check_options(network, options, name)
     build_noise(config)
     call_with(Conditioning, config.get("conditioning", {}), "conditioning", upsampling=1)
     pipeline_options(config)
@@ -111,7 +128,15 @@ def check_weights(
             check_exists(paths[name], f"weights.{name}")
 
 
-def build_part(config: Mapping[str, Any], name: str) -> nn.Module:
+@overload
+def build_part(config: Mapping[str, Any], name: Literal["compressor"]) -> Compressor: ...
+@overload
+def build_part(config: Mapping[str, Any], name: Literal["vae"]) -> Autoencoder: ...
+@overload
+def build_part(config: Mapping[str, Any], name: str) -> Network: ...
+
+
+def build_part(config: Mapping[str, Any], name: str) -> Network:
     """One network of the cascade, with random weights."""
     if name not in config:
         raise ConfigError(f"the config has no {name!r}")
@@ -157,7 +182,7 @@ def load_parts(
     override: str | Path | None = None,
     *,
     changed: bool = False,
-) -> dict[str, nn.Module]:
+) -> dict[str, Network]:
     """Networks with their weights. A part without a path in `weights` is an error.
 
     changed: as the cascade has them, with their low-rank changes; otherwise as they are alone.
@@ -225,7 +250,7 @@ def build_noise(config: Mapping[str, Any]) -> GaussianDiffusion:
 
 
 def build_conditioning(
-    config: Mapping[str, Any], compressor: nn.Module | None, vae: nn.Module | None
+    config: Mapping[str, Any], compressor: Compressor | None, vae: Autoencoder | None
 ) -> Conditioning | None:
     if compressor is None or vae is None:
         return None
@@ -264,7 +289,8 @@ def assemble(
 
     live: see Cascade.
     """
-    networks = Networks(**{name: parts.get(name) for name in PARTS})
+    named: Any = {name: parts.get(name) for name in PARTS}
+    networks = Networks(**named)
     return Cascade(
         networks,
         noise=build_noise(config),

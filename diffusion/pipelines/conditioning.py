@@ -8,6 +8,7 @@ from torch import Tensor
 
 from diffusion.utils.constants import constant
 from diffusion.utils.devices import sent
+from diffusion.utils.errors import ConfigError
 from diffusion.utils.ranges import Count, Positive
 from diffusion.utils.resize import resize_bilinear
 
@@ -36,21 +37,36 @@ class Conditioning:
         """-> (B, C or C + 4, F, up*h, up*w), what stands beside the noise."""
         height, width = (self.upsampling * side for side in semantic.shape[-2:])
         upsampled = resize_bilinear(semantic, (height, width)) * self.scale
-        return torch.cat([upsampled, base], dim=1) if self.uses_base else upsampled
+        return torch.cat([upsampled, there(base)], dim=1) if self.uses_base else upsampled
 
     def base_of(self, joined: Tensor) -> Tensor | None:
         """The base that `join` was given."""
-        return joined[:, -len(self.residual_std) :] if self.uses_base else None
+        return None if self.residual_std is None else joined[:, -len(self.residual_std) :]
 
     def to_x0(self, vae_latents: Tensor, base: Tensor | None) -> Tensor:
-        return (vae_latents - base) / self._std(base) if self.uses_base else vae_latents
+        if self.residual_std is None:
+            return vae_latents
+        return (vae_latents - there(base)) / std_like(there(base), self.residual_std)
 
     def from_x0(self, x0: Tensor, base: Tensor | None) -> Tensor:
         """The inverse of `to_x0`: -> VAE latents."""
-        return x0 * self._std(base) + base if self.uses_base else x0
+        if self.residual_std is None:
+            return x0
+        return x0 * std_like(there(base), self.residual_std) + there(base)
 
-    def _std(self, like: Tensor) -> Tensor:
-        return per_channel(tuple(self.residual_std), like.device, like.dtype)
+
+def there(base: Tensor | None) -> Tensor:
+    if base is None:
+        raise ConfigError(
+            "conditioning.residual_std makes the refiner build on the latents of previews, which "
+            "these latents came without; encode the videos again"
+        )
+    return base
+
+
+def std_like(latents: Tensor, residual_std: Sequence[float]) -> Tensor:
+    """(1, C, 1, 1, 1) on the latents' device, in their precision."""
+    return per_channel(tuple(residual_std), latents.device, latents.dtype)
 
 
 @constant(maxsize=8)  # one copy to a device, not one in every step

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import nn
-
+from diffusion.models.dit import VideoDiT
 from diffusion.pipelines.blending import (
     Spans,
     Tiles,
@@ -43,7 +42,7 @@ class Windows:
         )
         require(self.window >= 2 or not self.published, "published windows need window=2 or more")
 
-    def check(self, refiner: nn.Module) -> None:
+    def check(self, refiner: VideoDiT) -> None:
         """Refuse windows that the refiner's grids cannot take."""
         multiple = refiner.size_multiple[0]
         require(
@@ -95,7 +94,7 @@ class TileSizes:
             f"memory_gb={self.memory_gb} must be above 0, or None",
         )
 
-    def check(self, refiner: nn.Module) -> None:
+    def check(self, refiner: VideoDiT) -> None:
         """Refuse tiles that the refiner's grids and patches cannot take."""
         if self.tile is None:
             return

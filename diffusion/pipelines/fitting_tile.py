@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from math import ceil
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,7 +32,7 @@ class FittingTile:
     def __init__(self, device: torch.device, memory_gb: float | None = None):
         self.device, self.memory_gb = device, memory_gb
         self.together = False  # processes on one video must cut it alike: by the least budget
-        self._found: dict[tuple, int] = {}
+        self._found: dict[tuple[Any, ...], int] = {}
 
     def budget(self) -> int:
         """Bytes that activations may take: SHARE of what is free, or of the limit if smaller."""
@@ -79,7 +80,7 @@ def largest_tile(
     longest = max(size)
     if unit**2 * size[0] * size[1] * frames * AMPLE <= budget:
         return longest
-    least = max(2, LEAST // unit)
+    least, needed = max(2, LEAST // unit), 0
     for cuts in range(1, longest + 1):
         # cuts tiles that overlap by a quarter
         side = longest if cuts == 1 else 4 * ceil(longest / (3 * cuts + 1))

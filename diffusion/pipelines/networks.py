@@ -2,21 +2,36 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
+from diffusion.models.autoencoder import Autoencoder
+from diffusion.models.dit import VideoDiT
+from diffusion.models.interfaces import Compressor, PreviewDecoder
 from diffusion.utils.errors import UserError
+
+N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Networks:
     """One that is None cannot be used: encoding needs the compressor alone."""
 
-    compressor: nn.Module | None = None
-    previewer: nn.Module | None = None
-    vae: nn.Module | None = None
-    refiner: nn.Module | None = None
+    compressor: Compressor | None = None
+    previewer: PreviewDecoder | None = None
+    vae: Autoencoder | None = None
+    refiner: VideoDiT | None = None
+
+    @overload
+    def require(self, name: Literal["compressor"]) -> Compressor: ...
+    @overload
+    def require(self, name: Literal["previewer"]) -> PreviewDecoder: ...
+    @overload
+    def require(self, name: Literal["vae"]) -> Autoencoder: ...
+    @overload
+    def require(self, name: Literal["refiner"]) -> VideoDiT: ...
 
     def require(self, name: str) -> nn.Module:
         network = getattr(self, name)
@@ -26,8 +41,8 @@ class Networks:
 
 
 def for_inference(
-    network: nn.Module | None, device: torch.device, dtype: torch.dtype | None = None
-) -> nn.Module | None:
+    network: N | None, device: torch.device, dtype: torch.dtype | None = None
+) -> N | None:
     """The same network in modules of its own, in eval mode: the given one stays as it is.
 
     Weights that are on `device` and in `dtype` (None: any) are shared, others are converted copies.

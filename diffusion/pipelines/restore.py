@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -57,7 +58,7 @@ class Restorer:
         """See `Cascade.restore_stream`."""
         device, group = self.networks.device, self.networks.group
         scheduler = run.sampling.scheduler(self.noise)
-        timesteps = self.networks.sent(scheduler.timesteps)
+        timesteps = self.networks.sent(torch.as_tensor(scheduler.timesteps))
         spans = self.windows.spans(num_frames).to(device)
         parts = recut(map(self._on_device, pieces), [b - a for a, b in spans.segments])
         # the last one is computed in any case, and with it all pieces are read

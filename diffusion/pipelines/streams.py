@@ -89,7 +89,9 @@ class WindowedStream(Generic[S]):
             for k, result in zip(ready, self.net(windows), strict=True):
                 self._add(k, result)
                 self.position += 1
-                yield self.held.popleft(), self.sums.popleft()
+                done, total = self.held.popleft(), self.sums.popleft()
+                assert total is not None  # a window begins with it
+                yield done, total
 
     def _ready(self) -> range:
         """Windows of which all frames are there: `group` of them, or the last ones."""
@@ -120,10 +122,11 @@ class WindowedStream(Generic[S]):
             if segment.start >= start + self.spans.window:
                 break
             part = weighted[:, :, segment.start - start : segment.stop - start]
-            if self.sums[i] is None:
+            total = self.sums[i]
+            if total is None:
                 size = (*part.shape[:2], segment.stop - segment.start, *part.shape[3:])
-                self.sums[i] = part.new_zeros(size)
-            self.sums[i][:, :, : part.shape[2]] += part
+                total = self.sums[i] = part.new_zeros(size)
+            total[:, :, : part.shape[2]] += part
 
 
 class SamplerStep(NamedTuple):

@@ -5,6 +5,7 @@ The only place that moves tensors between devices and dtypes, and that knows mem
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -56,7 +57,8 @@ class TiledNetworks:
         self.fitting_tile = FittingTile(device, tiles.memory_gb)
         self.run: Runner = run_here
         self.group = 1  # windows that `run` is given at a time
-        self._cuts: dict[tuple, tuple[Tiles, Tiles]] = {}  # with their weights on the device
+        # with their weights on the device
+        self._cuts: dict[tuple[Any, ...], tuple[Tiles, Tiles]] = {}
 
     def _prepared(self, networks: Networks) -> Networks:
         own = Networks(
@@ -126,7 +128,7 @@ class TiledNetworks:
         num_frames: that the refiner is given: shorter windows are padded.
         """
         refiner, channels = self.networks.require("refiner"), windows[0][0].shape[1]
-        frames, *sides = windows[0][0].shape[2:]
+        _, _, frames, rows, columns = windows[0][0].shape
         timesteps = timestep.expand(len(windows[0][0]))
 
         def net(x_t: Tensor, condition: Tensor) -> Tensor:
@@ -136,17 +138,18 @@ class TiledNetworks:
             return out[:, :channels]  # without the variance
 
         _, *multiples = refiner.size_multiple
-        whole = [round_up(side, m) for side, m in zip(sides, multiples, strict=True)]
-        tile = self.tiles.tile or self._refiner_tile(net, windows[0], (num_frames, *whole))
+        high, wide = map(round_up, (rows, columns), multiples)
+        tile = self.tiles.tile or self._refiner_tile(net, windows[0], (num_frames, high, wide))
         # a side that is cut into tiles is as long as it is: the tiles fit the grids
-        padded = [side if side > tile else full for side, full in zip(sides, whole, strict=True)]
-        size = (num_frames, *padded)
-        units = [(pad_edges(x_t, size), pad_edges(c.to(self.dtype), size)) for x_t, c in windows]
+        high, wide = rows if rows > tile else high, columns if columns > tile else wide
+        size = (num_frames, high, wide)
+        units: Units = [
+            (pad_edges(x_t, size), pad_edges(c.to(self.dtype), size)) for x_t, c in windows
+        ]
         tiles, _ = self._cut(
-            ("refiner", *padded, tile),
-            lambda: self.tiles.refiner_tiles(*padded, tile, refiner.patch_size),
+            ("refiner", high, wide, tile),
+            lambda: self.tiles.refiner_tiles(high, wide, tile, refiner.patch_size),
         )
-        rows, columns = sides
         predictions = apply_in_tiles(net, units, tiles, run=self.run)
         return [p[:, :, :frames, :rows, :columns] for p in predictions]
 
@@ -172,8 +175,8 @@ class TiledNetworks:
             with self._inference(self.dtype):
                 return getattr(part, method)(x)
 
-        batch, channels, frames, *sides = xs[0].shape
-        size = tuple(side // scale[0] for side in sides)
+        batch, channels, frames, rows, columns = xs[0].shape
+        size = rows // scale[0], columns // scale[0]
 
         def run(*tile: int) -> Tensor:
             shape = (batch, channels, frames, *(scale[0] * side for side in tile))
@@ -196,15 +199,13 @@ class TiledNetworks:
         return inference(self.device, dtype, self.compute, gradients=self.live)
 
     def _cut(
-        self, key: tuple, make: Callable[[], Tiles], scale: tuple[int, int] = (1, 1)
+        self, key: tuple[Any, ...], make: Callable[[], Tiles], scale: tuple[int, int] = (1, 1)
     ) -> tuple[Tiles, Tiles]:
         """Tiles of what goes in and of what comes out; made once for every `key`."""
         if key not in self._cuts:
             tiles = make()
-            if scale == (1, 1):
-                self._cuts[key] = 2 * (tiles.to(self.device),)
-            else:
-                self._cuts[key] = tuple(tiles.scaled(s).to(self.device) for s in scale)
+            before, after = (tiles if s == 1 else tiles.scaled(s) for s in scale)
+            self._cuts[key] = before.to(self.device), after.to(self.device)
         return self._cuts[key]
 
     def _refiner_tile(

@@ -48,7 +48,8 @@ class BadVideos:
         name, problem = _one_line(path), _one_line(error)
         if name in self._bad:
             return
-        listed = set() if self.file is None else self._append(name, f"{name}\t{problem}\n")
+        line = f"{name}\t{problem}\n"
+        listed = set() if self.file is None else append_line(self.file, name, line)
         self._bad |= {name} | (listed & self._all)
         if name not in listed:
             log.warning("left out: %s", problem)
@@ -59,18 +60,19 @@ class BadVideos:
                 f"max_bad_share={self.max_share:g}; the last one: {problem}{where}"
             )
 
-    def _append(self, name: str, line: str) -> set[str]:
-        """Add the line unless the video is listed; the videos that were listed."""
-        make_folder(self.file.parent)
-        with self.file.open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            old = file.read()
-            listed = {entry.partition("\t")[0] for entry in old.splitlines()}
-            if name not in listed:
-                torn = old and not old.endswith("\n")
-                file.write("\n" * bool(torn) + line)
-            return listed
+
+def append_line(path: Path, name: str, line: str) -> set[str]:
+    """Add the line unless the video is listed; the videos that were listed."""
+    make_folder(path.parent)
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        old = file.read()
+        listed = {entry.partition("\t")[0] for entry in old.splitlines()}
+        if name not in listed:
+            torn = old and not old.endswith("\n")
+            file.write("\n" * bool(torn) + line)
+        return listed
 
 
 def _one_line(text: object) -> str:

@@ -15,13 +15,9 @@ SHARED = 2**32  # in place of a sample's number: draws that concern the whole ba
 Kind = TypeVar("Kind", bound="Shipped")
 
 
+@dataclass(frozen=True)
 class Shipped:
     """Tensors on their way from a loader process to a device, in as few bytes as hold them."""
-
-    sources: list[str]
-
-    def __len__(self) -> int:
-        return len(self.sources)
 
     @property
     def nbytes(self) -> int:
@@ -56,6 +52,9 @@ class Batch(Shipped):
     video: Tensor
     sources: list[str]
 
+    def __len__(self) -> int:
+        return len(self.sources)
+
 
 @dataclass(frozen=True)
 class LatentBatch(Shipped):
@@ -73,6 +72,9 @@ class LatentBatch(Shipped):
     semantic: Tensor
     base: Tensor | None
     sources: list[str]
+
+    def __len__(self) -> int:
+        return len(self.sources)
 
 
 def widened(tensor: Tensor) -> Tensor:

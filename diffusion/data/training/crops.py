@@ -23,19 +23,19 @@ def parse_sizes(size: int | Sequence[int] | Sequence[Sequence[int]], multiple: i
     Buckets should have about equal areas, so that every step costs the same.
     """
     if isinstance(size, int):
-        sizes = [(size, size)]
-    elif all(isinstance(side, int) for side in size) and len(size) == 2:
-        sizes = [tuple(size)]
-    else:
-        sizes = [tuple(pair) for pair in size]
-    for pair in sizes:
-        if len(pair) != 2 or any(side < multiple or side % multiple for side in pair):
-            raise ValueError(
-                f"size {list(pair)} is not [height, width] with multiples of {multiple}"
-            )
-    if not sizes:
+        size = [size, size]
+    sides = [side for side in size if isinstance(side, int)]
+    pairs = [sides] if sides else [pair for pair in size if not isinstance(pair, int)]
+    if not pairs:
         raise ValueError("size is empty; give at least one [height, width]")
-    return sizes
+    return [_parse_size(pair, multiple) for pair in pairs]
+
+
+def _parse_size(pair: Sequence[int], multiple: int) -> Size:
+    if len(pair) != 2 or any(side < multiple or side % multiple for side in pair):
+        raise ValueError(f"size {list(pair)} is not [height, width] with multiples of {multiple}")
+    height, width = pair
+    return height, width
 
 
 def nearest_size(frame: Size, sizes: Sequence[Size]) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 from av.container import InputContainer
+from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from diffusion.utils.errors import VideoError
@@ -84,7 +85,7 @@ def reason(error: Exception) -> str:
 
 
 def _video_stream(path: Path, container: InputContainer, max_pixels: int) -> VideoStream:
-    cover = av.stream.Disposition.attached_pic
+    cover = Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & cover]
     if not streams:
         raise video_error(path, "has no video stream")

@@ -17,17 +17,25 @@ MAX_REORDER = 32  # packets; the codecs above allow 16 frames, of two fields eac
 class Ahead:
     """Packets from a keyframe on, and as many more as reordering can reach."""
 
-    packets: list[Packet]
+    packets: "list[Packet[VideoStream]]"
 
     @property
     def leading(self) -> int:
         """How many follow the first one in the file but are shown before it."""
-        return sum(packet.pts < self.packets[0].pts for packet in self.packets)
+        return sum(time < self._first for time in self._times)
 
     @property
     def shown(self) -> list[int]:
         """The times of the first one and of those shown after it, in order."""
-        return sorted(p.pts for p in self.packets if p.pts >= self.packets[0].pts)
+        return sorted(time for time in self._times if time >= self._first)
+
+    @property
+    def _first(self) -> int:
+        return self.packets[0].pts or 0
+
+    @property
+    def _times(self) -> list[int]:
+        return [packet.pts for packet in self.packets if packet.pts is not None]
 
     def begins_at(self, dts: int) -> bool:
         return bool(self.packets) and self.packets[0].dts == dts

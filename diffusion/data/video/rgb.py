@@ -46,7 +46,8 @@ def frame_to_rgb(frame: VideoFrame, reformatter: VideoReformatter) -> np.ndarray
 
 def upright(image: np.ndarray, frame: VideoFrame) -> np.ndarray:
     """(H, W, ...) as stored -> as the frame's display matrix says: quarter turns and mirroring."""
-    side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    # av's annotations leave its keys open
+    side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)  # ty: ignore[no-matching-overload]
     if side_data is None:
         return image
     # (x, y) as stored -> (a x + c y, b x + d y) on screen; rows (a b u) (c d v) (x y w).

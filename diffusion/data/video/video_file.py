@@ -1,7 +1,7 @@
 """One local video file: described, decoded forward, counted."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from itertools import chain, islice
@@ -68,7 +68,7 @@ class VideoFile:
         return video_error(self.path, problem)
 
     @contextmanager
-    def open(self) -> Iterator[Opened]:
+    def open(self) -> Generator[Opened]:
         """The file at its beginning, until the end of the block."""
         kept, self._kept = self._kept, None
         container, stream = kept or open_container(self.path, self.max_pixels, self.threads)
@@ -84,7 +84,7 @@ class VideoFile:
         self,
         container: InputContainer,
         stream: VideoStream,
-        packets: Iterable[Packet] | None = None,
+        packets: Iterable["Packet[VideoStream]"] | None = None,
         wanted: Sequence[int] = (),
     ) -> Iterator[VideoFrame]:
         """Frames from the container's position to its end, in the order of display.
@@ -98,8 +98,9 @@ class VideoFile:
         needless = frozenset(wanted).isdisjoint
         try:
             for packet in packets or container.demux(stream):
-                early = None not in (last, packet.pts) and packet.pts < last
-                skip = early and needless((packet.pts,))
+                time = packet.pts
+                early = last is not None and time is not None and time < last
+                skip = early and needless((time,))
                 context.skip_frame = "NONREF" if skip else "DEFAULT"
                 for frame in packet.decode():
                     self._check_size(frame)
@@ -118,7 +119,7 @@ class VideoFile:
     def _first_frame(
         self,
         begin: Ahead,
-        packets: Iterator[Packet],
+        packets: Iterator["Packet[VideoStream]"],
         container: InputContainer,
         stream: VideoStream,
     ) -> VideoFrame | None:
@@ -134,7 +135,7 @@ class VideoFile:
 
     def look_ahead(
         self, container: InputContainer, stream: VideoStream, count: int = 0
-    ) -> tuple[Ahead, Iterator[Packet]]:
+    ) -> tuple[Ahead, Iterator["Packet[VideoStream]"]]:
         """The next packets, `count` and some more; and all of them from the first of these on."""
         packets = container.demux(stream)
         try:

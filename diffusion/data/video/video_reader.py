@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import islice
 
 import numpy as np
@@ -43,7 +43,7 @@ class VideoReader(FrameReader):
         threads: int = 0,
     ):
         self._file = VideoFile(path, max_pixels, threads)
-        self._reading: Iterator[np.ndarray] | None = None
+        self._reading: Generator[np.ndarray] | None = None
         self.max_frames = max_frames
         self.info = self._file.info
 
@@ -75,7 +75,7 @@ class VideoReader(FrameReader):
 
     def _read(
         self, start: int, num_frames: int | None, frame_stride: int, fps: float | None
-    ) -> Iterator[np.ndarray]:
+    ) -> Generator[np.ndarray]:
         if fps is None:
             self._refuse_early(start, num_frames, frame_stride)
         given = 0
