@@ -8,7 +8,9 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from diffusion.app.options import (
     DEFAULT_CONFIG,
@@ -61,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
         train(config, work_dir, **device_options(args))
 
 
-def train(config, work_dir: Path, **devices) -> None:
+def train(config: Mapping[str, Any], work_dir: Path, **devices: Any) -> None:
     from diffusion.app.environment import save_environment
     from diffusion.config import dump_config
     from diffusion.training.stopping import exit_code

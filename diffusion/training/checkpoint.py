@@ -123,10 +123,10 @@ class Background(AbstractContextManager):
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._job: Future | None = None
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.wait()
 
-    def start(self, job: Callable[..., None], *args) -> None:
+    def start(self, job: Callable[..., None], *args: Any) -> None:
         """Waits for the job before."""
         self.wait()
         self._job = self._pool.submit(job, *args)

@@ -1,7 +1,7 @@
 """Muon: momentum whose matrices are made orthogonal; AdamW for everything that is no matrix."""
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn, optim
@@ -38,7 +38,7 @@ class Muon(optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **options})
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Any = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

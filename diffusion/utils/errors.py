@@ -1,5 +1,7 @@
 """Errors that a user can cause; each message is one line that names the thing and the remedy."""
 
+import os
+
 
 class UserError(ValueError):
     """Shown by the commands as one line on stderr, with exit code 2 and no traceback."""
@@ -16,6 +18,6 @@ class WeightsError(UserError):
 class VideoError(UserError):
     """A video file that cannot be used; `path` is the file."""
 
-    def __init__(self, path, problem: str):
+    def __init__(self, path: str | os.PathLike[str], problem: str):
         super().__init__(f"{path}: {problem}")
         self.path = path

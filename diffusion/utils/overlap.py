@@ -139,7 +139,7 @@ class Overlap:
     def __enter__(self) -> "Overlap":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             for channel in self._ahead:
                 channel.stop()

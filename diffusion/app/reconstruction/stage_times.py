@@ -46,7 +46,7 @@ class Stages:
     def __call__(self, name: str | None) -> Iterator[None]:
         """name: None for what counts for no stage."""
 
-        def bar(items):
+        def bar(items: Iterable[T]) -> Iterator[T]:
             return tqdm(items, desc=f"{name or '':>8}", delay=1.0, leave=False, file=sys.stderr)
 
         self._switch()

@@ -44,7 +44,7 @@ class UnfinishedRun(Sequence[Tensor]):
             logger.info("%s: continuing after %d finished windows", self.folder, self.count)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._stored = 0
         self._tidy()

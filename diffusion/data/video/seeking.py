@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
+from typing import Any
 
 from av.container import InputContainer
 from av.video.frame import VideoFrame
@@ -32,7 +33,7 @@ class Seeking:
                 return islice(frames, 0, None, stride)
         return islice(self._decode(), start, None, stride)
 
-    def _decode(self, *rest) -> Iterator[VideoFrame]:
+    def _decode(self, *rest: Any) -> Iterator[VideoFrame]:
         return self.file.decode(self.container, self.stream, *rest)
 
     def _by_index(self, start: int, stride: int, count: int | None) -> Iterator[VideoFrame] | None:

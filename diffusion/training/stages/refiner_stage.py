@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,9 @@ See = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """A transformer, x_t and t -> its prediction, given all else that it sees of a batch."""
 
 
-def see_clip(network: nn.Module, x_t: Tensor, t: Tensor, *, condition: Tensor, **how) -> Tensor:
+def see_clip(
+    network: nn.Module, x_t: Tensor, t: Tensor, *, condition: Tensor, **how: Any
+) -> Tensor:
     return network(x_t, t, condition, **how)
 
 
