@@ -104,7 +104,7 @@ class CascadePipeline(DiffusionPipeline):
         torch_dtype: torch.dtype | str | None = None,
         dtype: torch.dtype | str | None = None,
         device: str | torch.device | None = None,
-        **options,
+        **options: Any,
     ) -> "CascadePipeline":
         """A folder that `save_pretrained` wrote, or a repository of the hub. No code of it is run.
 
@@ -137,12 +137,12 @@ class CascadePipeline(DiffusionPipeline):
         """Without the code that the folder carries, which only trust_remote_code runs."""
         return {**super()._dict_from_json_file(json_file), "_class_name": CLASS}
 
-    def save_config(self, save_directory: str | Path, **options) -> None:
+    def save_config(self, save_directory: str | Path, **options: Any) -> None:
         """The index, and the code for who trusts it; `save_pretrained` calls this at last."""
         super().save_config(save_directory, **options)
         write_pipeline_file(Path(save_directory))
 
-    def register_to_config(self, **values) -> None:
+    def register_to_config(self, **values: Any) -> None:
         """Classes of this project are found by their public names."""
         for name, value in values.items():
             if isinstance(value, tuple) and str(value[0]).startswith("diffusion."):
@@ -240,7 +240,7 @@ class CascadePipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def __call__(
-        self, video: Video, output_type: str = "pt", return_dict: bool = True, **options
+        self, video: Video, output_type: str = "pt", return_dict: bool = True, **options: Any
     ) -> CascadeOutput | tuple[Any]:
         """Encode and decode: `.frames` of the video's size. options: see `decode`."""
         check_output_type(output_type)
