@@ -15,6 +15,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
+from diffusion.config import load_config
 from diffusion.models.network import Network
 from diffusion.noise.samplers import draw_seed
 from diffusion.pipelines.cascade import Cascade
@@ -78,9 +79,16 @@ class AutoencoderCascadeV(AutoencoderMixin, Network):
 
     @classmethod
     def from_cascade(
-        cls, config: Mapping[str, Any], weights: str | Path | None = None
+        cls, config: str | Path | Mapping[str, Any], weights: str | Path | None = None
     ) -> "AutoencoderCascadeV":
-        """Of a config of this project, with its weights. weights: see `weights_of`."""
+        """Of a saved cascade's folder, or a config, with its weights. weights: see `weights_of`.
+
+        Example:
+            vae = AutoencoderCascadeV.from_cascade("pretrained/compact")
+            latents = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+        """
+        if not isinstance(config, Mapping):
+            config = load_config(config)
         parts = load_parts(config, PARTS, weights, changed=True)
         channels = parts["compressor"].latent_channels
         autoencoder = cls(cascade=model_of(config), latent_channels=channels)

@@ -53,7 +53,7 @@ class CascadePipeline(DiffusionPipeline):
         latents = pipe.encode("my_video.mp4")
         frames = pipe.decode(latents, num_inference_steps=8, output_type="pil").frames
 
-    Source: https://arxiv.org/abs/2501.16612
+    After Wuerstchen (Pernias et al. 2023, arXiv:2306.00637), with a video VAE at the end.
     """
 
     model_cpu_offload_seq = "compressor->previewer->refiner->vae"

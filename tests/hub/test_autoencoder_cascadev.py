@@ -13,6 +13,7 @@ import torch
 from diffusion.config import load_config
 from diffusion.hub.autoencoder_cascadev import AutoencoderCascadeV
 from diffusion.pipelines.cascade_builder import PARTS, build_cascade, model_of
+from diffusion.pipelines.cascade_folder import save_cascade
 from diffusion.utils.errors import ConfigError
 
 
@@ -24,6 +25,12 @@ def config(tmp_path_factory):
 @pytest.fixture(scope="module")
 def shared(config):
     return AutoencoderCascadeV.from_cascade(config)
+
+
+def test_of_a_folder(shared, config, tmp_path):
+    save_cascade(build_cascade(config), config, tmp_path)
+    loaded = AutoencoderCascadeV.from_cascade(tmp_path).state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in shared.state_dict().items())
 
 
 @pytest.fixture
