@@ -10,7 +10,7 @@ from diffusion.app.gpu_check.published_checks import EXAMPLE
 from diffusion.config import ROOT
 
 COMPACT = ROOT / "configs/compact.effn-f32.py"
-STEPS, SAVED_EVERY = 12, 3
+STEPS, SAVED_EVERY = 6, 2
 PSNR_BOUND = 0.01  # dB: frames may be rounded otherwise where windows are computed again
 LOSS_BOUND = 1e-2  # of the last loss, relative: gradients are summed in another order on a GPU
 
@@ -48,6 +48,7 @@ def training_arguments(setting: Setting, work_dir: Path, *changes: str) -> list[
         f"data.size={size}",
         "data.num_frames=8",
         "data.batch_size=2",
+        *("validation.num_clips=1", "validation.num_frames=2", "validation.size=64"),
         f"train.loop.max_steps={STEPS}",
         "train.loop.log_interval=1",
         f"train.saving.interval={SAVED_EVERY}",
