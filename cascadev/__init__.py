@@ -51,7 +51,9 @@ def __dir__() -> list[str]:
 def _check_diffusion() -> None:
     """Refuse another project's package `diffusion`: it is a common name."""
     found = util.find_spec("diffusion")
-    places = [] if found is None else list(found.submodule_search_locations or [found.origin])
+    places: list[str] = []
+    if found is not None:
+        places = list(found.submodule_search_locations or filter(None, [found.origin]))
     if not any((Path(place) / "hub" / "cascade_pipeline.py").is_file() for place in places):
         raise ImportError(
             f"cascadev needs its own package `diffusion`, but Python finds {places or 'none'}: "

@@ -41,7 +41,7 @@ class CascadeOutput(BaseOutput):
     frames: Any
 
 
-class CascadePipeline(DiffusionPipeline):
+class CascadePipeline(DiffusionPipeline):  # ty: ignore[unsupported-base]  (or a dummy)
     """Compresses videos to semantic latents, and restores them by diffusion.
 
     Videos: see `Video` in diffusion/hub/videos.py. Latents: (B, 16, F, H/32, W/32), of about unit
@@ -69,7 +69,7 @@ class CascadePipeline(DiffusionPipeline):
         previewer: PreviewDecoder | None = None,
         decoder_change: LowRank | None = None,
         refiner_change: LowRank | None = None,
-        settings: dict | None = None,
+        settings: dict[str, Any] | None = None,
     ):
         """decoder_change, refiner_change: made to `vae.decoder` and `refiner`, for good.
 
@@ -91,7 +91,7 @@ class CascadePipeline(DiffusionPipeline):
             refiner_change=None,
         )
         self.register_to_config(settings=dict(settings or {"model_id": "cascade"}))
-        self._built: tuple[tuple, Cascade] | None = None
+        self._built: tuple[tuple[Any, ...], Cascade] | None = None
         self._cascade()  # refuses settings that do not fit
 
     # Folders.
@@ -242,10 +242,11 @@ class CascadePipeline(DiffusionPipeline):
     def __call__(
         self, video: Video, output_type: str = "pt", return_dict: bool = True, **options: Any
     ) -> CascadeOutput | tuple[Any]:
-        """Encode and decode: `.frames` of the video's size. options: see `decode`."""
+        """Encode and decode: `.frames` of the video's size. options: see `decode_stream`."""
         check_output_type(output_type)
         source = as_video(video)
-        decoded = self.decode(self.encode(source), **options).frames
+        latents = self.encode(source)
+        decoded = torch.cat(list(self.decode_stream([latents], latents.shape[2], **options)), dim=2)
         frames = as_output(decoded[..., : source.shape[-2], : source.shape[-1]], output_type)
         return CascadeOutput(frames=frames) if return_dict else (frames,)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion.noise.gaussian import GaussianDiffusion
 from diffusion.noise.samplers import Scheduler, Trajectory, draw_noise, frame_generators
-from diffusion.noise.sampling import Sampling
+from diffusion.noise.sampling import OwnScheduler, Sampling
 from diffusion.pipelines.blending import Spans, Units
 from diffusion.pipelines.conditioning import Conditioning
 from diffusion.pipelines.cut_options import Windows
@@ -37,7 +37,7 @@ class Run:
     first_video: the clip's number in its batch, if that is restored one by one.
     """
 
-    sampling: Sampling
+    sampling: Sampling | OwnScheduler
     seed: int = 0
     noise: Tensor | None = None
     finished: Sequence[Tensor] = ()
