@@ -14,7 +14,7 @@ import torch
 
 from diffusion.training.train_options import Saving
 from diffusion.utils.errors import UserError
-from diffusion.utils.files import finish_replacing, make_folder, replacing
+from diffusion.utils.files import RECORD, finish_replacing, make_folder, replacing
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Checkpoints:
         for step in self.steps()[:1]:
             self._point_to(step)
         parts = [*self.folder.glob(".*.partial")]
-        for name in names:
+        for name in (*names, RECORD):
             parts += self.folder.parent.glob(f".{name}.*.partial")
         for path in parts:
             path.unlink(missing_ok=True)

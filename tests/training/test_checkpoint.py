@@ -20,6 +20,7 @@ from diffusion.training.checkpoint import (
 from diffusion.training.same_run import check_same_config, plain
 from diffusion.training.train_options import Saving
 from diffusion.utils.errors import ConfigError, UserError
+from diffusion.utils.files import RECORD
 
 
 def state_of(step):
@@ -105,11 +106,12 @@ def test_what_killed_writers_left_is_removed(checkpoints):
     checkpoints.save(1, state_of(1))
     left = checkpoints.folder / ".step_00000002.pt.123.partial"
     beside = checkpoints.folder.parent / ".vae.safetensors.123.partial"
+    record = checkpoints.folder.parent / f".{RECORD}.123.partial"  # of names given together
     other = checkpoints.folder.parent / ".scalars.123.partial"
-    for path in (left, beside, other):
+    for path in (left, beside, record, other):
         path.write_text("")
     checkpoints.clean(["vae.safetensors"])
-    assert [path.exists() for path in (left, beside, other)] == [False, False, True]
+    assert [path.exists() for path in (left, beside, record, other)] == [False, False, False, True]
     assert checkpoints.load()["step"] == 1
 
 

@@ -1,6 +1,7 @@
 """Threads that read ahead and write behind: order, bounds, errors, and that none is left."""
 
 import _thread
+import signal
 import threading
 import time
 from contextlib import contextmanager
@@ -15,6 +16,14 @@ def no_thread_is_left():
     before = threading.active_count()
     yield
     assert threading.active_count() == before
+
+
+@pytest.fixture
+def obeys_ctrl_c():
+    """Also where the tests run in the background, for which a shell has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def until(count, wanted):
@@ -190,6 +199,7 @@ def test_an_iterator_that_is_left_early_ends_with_the_block():
     assert closed == [True]
 
 
+@pytest.mark.usefixtures("obeys_ctrl_c")
 @pytest.mark.parametrize("where", ["reading", "writing", "ending"])
 def test_ctrl_c_while_another_thread_is_waited_for(where):
     release = threading.Event()
