@@ -150,6 +150,7 @@ class H264Codec(Codec):
             "bits_per_pixel": self.bits_per_pixel,
             "ffmpeg": {name: list(v) for name, v in av.library_versions.items()},
             "preset": "medium",
+            "threads": 1,
         }
 
 
@@ -157,7 +158,8 @@ def h264(frames: np.ndarray, crf: float) -> bytes:
     """(F, H, W, 3) uint8 with even sides -> the bare stream."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="h264") as container:
-        options = {"crf": f"{crf:.3f}", "preset": "medium"}
+        # of several threads, what x264 makes of the same frames depends on which is ahead
+        options = {"crf": f"{crf:.3f}", "preset": "medium", "threads": "1"}
         stream = container.add_stream("libx264", rate=30, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
