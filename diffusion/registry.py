@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from typing import Any, Generic, TypeVar, get_args
 
-from diffusion.utils.errors import ConfigError, UserError
+from diffusion.utils.errors import ConfigError, UserError, on_one_line
 from diffusion.utils.kinds import (
     described,
     hint_of,
@@ -140,7 +140,7 @@ def _short(value: Any) -> str:
     """One line, whatever the value."""
     text = reprlib.Repr()
     text.maxstring = text.maxother = 100
-    return " ".join(text.repr(value).split())
+    return on_one_line(text.repr(value))
 
 
 def call_with(

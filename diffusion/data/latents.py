@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffusion.utils.errors import UserError
+from diffusion.utils.errors import UserError, on_one_line
 from diffusion.utils.files import replacing
 
 KIND = "cascadev.latents"
@@ -165,7 +165,7 @@ class LatentsReader:
                 yield file
         except (OSError, SafetensorError) as error:
             raise UserError(
-                f"{self.path}: cannot be read as latents ({_one_line(error)})"
+                f"{self.path}: cannot be read as latents ({on_one_line(error)})"
             ) from error
 
 
@@ -205,12 +205,8 @@ def _parse_info(path: Path, header: dict[str, str]) -> LatentsInfo:
     except KeyError as error:
         raise UserError(f"{path}: its header lacks {error}; encode the video again") from error
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: its header is damaged ({_one_line(error)})") from error
+        raise UserError(f"{path}: its header is damaged ({on_one_line(error)})") from error
     sizes = (info.fps, info.height, info.width, crop_height, crop_width)
     if not all(0 < size < 1e6 for size in sizes) or min(top, left, bottom, right) < 0:
         raise UserError(f"{path}: its header is damaged (impossible sizes or frame rate)")
     return info
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -14,7 +14,7 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch.utils.checkpoint import checkpoint
 
-from diffusion.models.weights import FOLDER_FILE, check_names, one_line
+from diffusion.models.weights import FOLDER_FILE, check_names, first_sentence
 from diffusion.registry import check_options
 from diffusion.utils.errors import UserError, WeightsError
 from diffusion.utils.files import disk_errors, make_folder
@@ -76,7 +76,7 @@ class Network(ModelMixin, ConfigMixin):
         except (UserError, torch.OutOfMemoryError):
             raise
         except (OSError, ValueError, RuntimeError) as error:
-            raise FolderError(f"{place}: {one_line(error)}") from error
+            raise FolderError(f"{place}: {first_sentence(error)}") from error
         check_names(cls.__name__, report["missing_keys"], report["unexpected_keys"], place)
         return loaded if with_report else network
 

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from diffusion.utils.errors import WeightsError
+from diffusion.utils.errors import WeightsError, on_one_line
 from diffusion.utils.files import finish_replacing, make_folder, replacing_together
 
 log = logging.getLogger(__name__)
@@ -242,13 +242,13 @@ def _read_checkpoint(path: Path, use_ema: bool) -> StateDict:
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> str:
-    reason = f"{type(error).__name__}: {one_line(error)}".rstrip(": ")
+    reason = f"{type(error).__name__}: {first_sentence(error)}".rstrip(": ")
     return f"{path}: not a readable {kind} ({reason}); it may be cut short, so fetch it again"
 
 
-def one_line(error: Exception) -> str:
+def first_sentence(error: Exception) -> str:
     """The first sentence of what an error says."""
-    return " ".join(str(error).split()).split(". ")[0].removesuffix(".")
+    return on_one_line(error).split(". ")[0].removesuffix(".")
 
 
 def _remedy(path: Path) -> str:

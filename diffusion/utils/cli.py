@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from diffusion.utils.allocator import keep_freed_memory
-from diffusion.utils.errors import UserError
+from diffusion.utils.errors import UserError, on_one_line
 
 USER_ERROR = 2  # exit code of everything that the user can mend
 INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -62,7 +62,7 @@ def run_command(
 def one_line(error: Exception) -> str | None:
     """What a user should read about `error`; None if it is a defect of ours."""
     if isinstance(error, UserError):
-        return " ".join(str(error).split())
+        return on_one_line(error)
     if (
         isinstance(error, MemoryError)
         # torch's by its name: importing torch takes seconds, for which --help need not wait

@@ -3,6 +3,11 @@
 import os
 
 
+def on_one_line(text: object) -> str:
+    """What it says, without line breaks and double spaces."""
+    return " ".join(str(text).split())
+
+
 class UserError(ValueError):
     """Shown by the commands as one line on stderr, with exit code 2 and no traceback."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from diffusion.utils.errors import UserError
+from diffusion.utils.errors import UserError, on_one_line
 
 RECORD = ".replacing"  # which files get which names, see replacing_together
 
@@ -111,7 +111,7 @@ def disk_errors(path: Path) -> Generator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+        reason = on_one_line(getattr(error, "strerror", None) or error)
         raise UserError(
             f"{path}: cannot be written ({reason}); free some space or choose another folder"
         ) from error

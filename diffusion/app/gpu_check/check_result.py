@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from diffusion.utils.cli import one_line
+from diffusion.utils.errors import on_one_line
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def run_checks(checks: Mapping[str, Check], setting: Setting) -> list[Outcome]:
 def said(error: Exception) -> str:
     """An error that nobody expected, with the place."""
     place = traceback.extract_tb(error.__traceback__)[-1]
-    words = " ".join(str(error).split())[:500]
+    words = on_one_line(error)[:500]
     return f"{type(error).__name__}: {words} ({Path(place.filename).name}:{place.lineno})"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from diffusion.app.gpu_check.check_result import FAILED, PASSED, SKIPPED, Outcome, Setting
 from diffusion.app.gpu_check.project_commands import CommandFailed, run
 from diffusion.config import ROOT
+from diffusion.utils.errors import on_one_line
 
 DEVICE_VARIABLE = "CASCADEV_TEST_DEVICE"
 
@@ -38,7 +39,7 @@ def outcomes_in(report: str) -> Iterator[Outcome]:
         for tag, meaning in (("failure", FAILED), ("error", FAILED), ("skipped", SKIPPED)):
             found = case.find(tag)
             if found is not None:
-                status, note = meaning, " ".join((found.get("message") or tag).split())[:300]
+                status, note = meaning, on_one_line(found.get("message") or tag)[:300]
         yield Outcome(
             f"test: {case.get('name')}",
             status,

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from diffusion.utils.errors import UserError, VideoError
+from diffusion.utils.errors import UserError, VideoError, on_one_line
 from diffusion.utils.files import make_folder
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class BadVideos:
         if not 0 <= max_share <= 1:
             raise ValueError(f"max_bad_share is {max_share}, but must be between 0 and 1")
         self.file, self.max_share = file, max_share
-        self._all = {_one_line(path) for path in paths}
+        self._all = {on_one_line(path) for path in paths}
         self._bad: set[str] = set()
 
     def add_all(self, failed: Mapping[Path, VideoError]) -> None:
@@ -45,7 +45,7 @@ class BadVideos:
 
     def add(self, path: Path, error: VideoError) -> None:
         """Note the video, if it is not known. UserError if there are too many by now."""
-        name, problem = _one_line(path), _one_line(error)
+        name, problem = on_one_line(path), on_one_line(error)
         if name in self._bad:
             return
         line = f"{name}\t{problem}\n"
@@ -73,7 +73,3 @@ def append_line(path: Path, name: str, line: str) -> set[str]:
             torn = old and not old.endswith("\n")
             file.write("\n" * bool(torn) + line)
         return listed
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())

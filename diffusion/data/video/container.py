@@ -10,7 +10,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from diffusion.utils.errors import VideoError
+from diffusion.utils.errors import VideoError, on_one_line
 
 # Containers that hold their own data. Playlists (hls, concat, dash, sdp) name other files or hosts,
 # so a crafted file could make FFmpeg open them: they are not here. Audio containers are, so that
@@ -81,7 +81,7 @@ def video_error(path: Path, problem: str) -> VideoError:
 def reason(error: Exception) -> str:
     """What FFmpeg or the system says, as one line without the path."""
     text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split())
+    return on_one_line(text)
 
 
 def _video_stream(path: Path, container: InputContainer, max_pixels: int) -> VideoStream:
